@@ -1,0 +1,113 @@
+"""What turns a picture into a network's input; it travels with the weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize the short side, crop the centre, then ``(pixel - mean) / std`` with pixels in 0..255.
+
+    ``resize`` is the short side in pixels before the crop; None leaves the picture's own size, unless it is smaller
+    than ``size``. ``mean`` and ``std`` are in pixel units, one value per channel.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    resize: int | None = None
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot describe a picture."""
+        if self.interpolation not in ("nearest", "bilinear", "bicubic"):
+            raise DataError(f"preprocess.interpolation: {self.interpolation!r} is unknown (nearest, bilinear, bicubic)")
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise DataError("preprocess: mean and std need one value per channel, 1 or 3 channels")
+        if any(s <= 0 for s in self.std) or len(self.size) != 2 or min(self.size) < 1:
+            raise DataError("preprocess: std must be positive and size two positive numbers")
+
+    @property
+    def channels(self) -> int:
+        """Number of colour channels."""
+        return len(self.mean)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Preprocess:
+        """Build from plain JSON values; an unknown or missing field raises DataError."""
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        except TypeError as error:
+            raise DataError(f"preprocess: {error}") from None
+
+    def pixels(self, image: Image.Image | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the picture as uint8 ``[H, W, C]`` of the network's size.
+
+        Takes a PIL image or a uint8 array ``[H, W, C]`` or ``[H, W]``; grey pictures are widened to three channels,
+        coloured ones are reduced to one, where the network asks for it. Anything else raises DataError.
+        """
+        import numpy as np
+        from PIL import Image
+
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8:
+                raise DataError(f"preprocess: an array must be uint8 in 0..255, got {image.dtype}; convert it first")
+            if image.ndim == 3 and image.shape[2] == 1:
+                image = image[:, :, 0]
+            if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+                raise DataError(f"preprocess: an array must be [H, W] or [H, W, 1|3|4], got {list(image.shape)}")
+            image = Image.fromarray(image)
+        if not isinstance(image, Image.Image):
+            raise DataError(f"preprocess: need a PIL image or a uint8 array, got {type(image).__name__}")
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        height, width = self.size
+        short = self.resize or (min(image.size) if image.width >= width and image.height >= height else max(self.size))
+        if short != min(image.size):
+            ratio = short / min(image.size)
+            target = (max(width, round(image.width * ratio)), max(height, round(image.height * ratio)))
+            image = image.resize(target, getattr(Image.Resampling, self.interpolation.upper()))
+        array = np.asarray(image, dtype=np.uint8)
+        if array.ndim == 2:
+            array = array[:, :, None]
+        top, left = (array.shape[0] - height) // 2, (array.shape[1] - width) // 2
+        return array[top : top + height, left : left + width]
+
+    def batch(self, images: np.ndarray[Any, Any]) -> torch.Tensor:
+        """Return float32 ``[N, C, H, W]`` (channels_last strides) from cached uint8 ``[N, S, S, C]``, centre-cropped."""
+        import numpy as np
+
+        height, width = self.size
+        if images.ndim != 4 or images.shape[3] != self.channels or images.shape[1] < height or images.shape[2] < width:
+            raise DataError(
+                f"preprocess: the network needs [N, >={height}, >={width}, {self.channels}] pixels, "
+                f"the data set holds {list(images.shape)}; choose a data set of that size"
+            )
+        top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
+        return self.normalize(np.ascontiguousarray(images[:, top : top + height, left : left + width]))
+
+    def normalize(self, pixels: np.ndarray[Any, Any]) -> torch.Tensor:
+        """Return ``(pixel - mean) / std`` as float32 ``[N, C, H, W]`` from uint8 ``[N, H, W, C]``; no crop."""
+        import torch
+
+        x = torch.from_numpy(pixels).to(torch.float32)
+        x = x.sub_(torch.tensor(self.mean)).div_(torch.tensor(self.std))
+        return x.permute(0, 3, 1, 2)
+
+    def __call__(self, image: Image.Image | np.ndarray[Any, Any]) -> torch.Tensor:
+        """Return the float32 input ``[C, H, W]`` of one picture."""
+        import numpy as np
+
+        return self.normalize(np.array(self.pixels(image))[None])[0]
