@@ -1,0 +1,94 @@
+"""The closed vocabulary of a float graph, beside torch's own Conv2d, Linear, BatchNorm, MaxPool2d and activations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardswish": nn.Hardswish,
+    "hardsigmoid": nn.Hardsigmoid,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "leaky_relu": nn.LeakyReLU,
+}
+NONNEGATIVE = ("relu", "relu6", "hardsigmoid", "sigmoid")
+
+
+def activation_name(module: nn.Module) -> str | None:
+    """Return the vocabulary's name of an activation module, or None for any other module."""
+    return next((name for name, kind in ACTIVATIONS.items() if type(module) is kind), None)
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution with static zero padding ``pad = (left, right, top, bottom)``, asymmetric where SAME asks for it."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: tuple[int, int], *, stride: tuple[int, int] = (1, 1),
+        pad: tuple[int, int, int, int] = (0, 0, 0, 0), dilation: tuple[int, int] = (1, 1), groups: int = 1,
+        bias: bool = True,
+    ) -> None:  # fmt: skip
+        """Make a convolution of ``[N, channels_in, H, W]``."""
+        left, right, top, bottom = pad
+        even = left == right and top == bottom
+        super().__init__(
+            channels_in, channels_out, kernel, stride=stride, padding=(top, left) if even else 0, dilation=dilation,
+            groups=groups, bias=bias,
+        )  # fmt: skip
+        self.pad = pad
+        self.extra_pad = None if even else pad
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[N, channels_out, H', W']``."""
+        if self.extra_pad is not None:
+            x = F.pad(x, self.extra_pad)
+        return super().forward(x)
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, pad: tuple[int, int, int, int]) -> Conv2d:
+        """Return the same convolution with this padding; weight and bias are shared, not copied."""
+        new = cls(
+            conv.in_channels, conv.out_channels, (conv.kernel_size[0], conv.kernel_size[1]),
+            stride=(conv.stride[0], conv.stride[1]), pad=pad, dilation=(conv.dilation[0], conv.dilation[1]),
+            groups=conv.groups, bias=conv.bias is not None,
+        )  # fmt: skip
+        new.weight, new.bias = conv.weight, conv.bias
+        return new
+
+
+class Add(nn.Module):
+    """Elementwise sum."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return ``a + b``."""
+        return a + b
+
+
+class Mul(nn.Module):
+    """Elementwise product with broadcasting, as in squeeze-excite."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return ``a * b``."""
+        return a * b
+
+
+class Cat(nn.Module):
+    """Concatenation over channels."""
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Return the tensors joined along dimension 1."""
+        return torch.cat(tensors, 1)
+
+
+class GlobalMean(nn.Module):
+    """Mean over height and width: ``[N, C, H, W]`` -> ``[N, C, 1, 1]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean, both dimensions kept."""
+        return x.mean((2, 3), keepdim=True)
