@@ -1,0 +1,1 @@
+"""Formats, quantizers, observers and the fake-quantized layers."""

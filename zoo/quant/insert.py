@@ -1,0 +1,151 @@
+"""Match conv / linear / add with a following ReLU, and swap the float graph's modules for Q-modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import fx, nn
+
+from zoo.errors import GraphError, RecipeError
+from zoo.graph import ops
+from zoo.graph.fold import clone
+from zoo.quant import layers as q
+from zoo.quant.quantizer import Quantizer
+from zoo.quant.spec import Format, QuantConfig, change
+
+_FUSABLE = (nn.Conv2d, nn.Linear, ops.Add)
+
+
+def insert_quantizers(net: fx.GraphModule, config: QuantConfig) -> fx.GraphModule:
+    """Return a Q-graph of the same function; every quantizer passes its tensor through until it is calibrated.
+
+    Raises GraphError for a BatchNorm that is still there, RecipeError for an override that matches nothing.
+    """
+    net = clone(net)
+    modules = dict(net.named_modules())
+    nodes = [n for n in net.graph.nodes if n.op == "call_module"]
+    kinds = {n: modules[str(n.target)] for n in nodes}
+    weighted = [str(n.target) for n in nodes if isinstance(kinds[n], nn.Conv2d | nn.Linear)]
+    if not weighted:
+        raise GraphError("the network has no convolution and no linear layer: there is nothing to quantize")
+    chosen = _Formats(config, kinds, weighted[0], weighted[-1])
+    fused: dict[fx.Node, tuple[str, fx.Node]] = {}
+    for node in nodes:
+        user = next(iter(node.users)) if len(node.users) == 1 else None
+        act = ops.activation_name(kinds[user]) if user in kinds else None
+        if isinstance(kinds[node], _FUSABLE) and act in ("relu", "relu6"):
+            assert user is not None and act is not None
+            fused[node] = (act, user)
+
+    nonnegative: dict[fx.Node, bool] = {}
+    image = next(n for n in net.graph.nodes if n.op == "placeholder")
+    net.add_submodule("input", q.QInput(Quantizer(config.input, signed=config.input.symmetric)))
+    with net.graph.inserting_after(image):
+        entry = net.graph.call_module("input", (image,))
+    image.replace_all_uses_with(entry, delete_user_cb=lambda user: user is not entry)
+    nonnegative[entry] = False
+    swallowed = {user for _, user in fused.values()}
+    for node in nodes:
+        if node in swallowed:
+            continue
+        module, name = kinds[node], str(node.target)
+        act, last = fused.get(node, (None, node))
+        inputs = [nonnegative[a] for a in node.args if isinstance(a, fx.Node)]
+        function = ops.activation_name(module)
+        positive = act is not None or (function in ops.NONNEGATIVE if function else all(inputs) and _keeps_sign(module))
+        if not isinstance(module, q.PASSING):
+            fmt = chosen.output(last if act else node, node)
+            if positive and fmt.bits != 16:
+                fmt = change(fmt, {"symmetric": True, "narrow": False}, name)
+            out = Quantizer(fmt, signed=fmt.symmetric and not (positive and fmt.bits != 16))
+            net.set_submodule(name, _twin(module, name, chosen.weight(name), out, act))
+        if act is not None:
+            last.replace_all_uses_with(node)
+            net.graph.erase_node(last)
+            net.delete_submodule(str(last.target))
+        nonnegative[node] = positive
+    chosen.check()
+    net.recompile()
+    return net.eval()
+
+
+def _keeps_sign(module: nn.Module) -> bool:
+    return isinstance(module, ops.Add | ops.Mul | ops.Cat | ops.GlobalMean | nn.AvgPool2d | nn.MaxPool2d | nn.Flatten)
+
+
+def _twin(module: nn.Module, name: str, weight: Format, out: Quantizer, act: str | None) -> nn.Module:
+    if isinstance(module, ops.Conv2d):
+        return q.QConv2d(module, weight, out, act)
+    if isinstance(module, nn.Linear):
+        return q.QLinear(module, weight, out, act)
+    if isinstance(module, ops.Add):
+        return q.QAdd(out, act)
+    if isinstance(module, nn.AvgPool2d):
+        kernel = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
+        stride = module.stride if isinstance(module.stride, tuple) else (module.stride,) * 2
+        return q.QAvgPool(kernel, stride, out)
+    simple = {ops.Mul: q.QMul, ops.Cat: q.QCat, ops.GlobalMean: q.QMean}
+    for kind, twin in simple.items():
+        if isinstance(module, kind):
+            return twin(out)
+    function = ops.activation_name(module)
+    if function is not None:
+        return q.QTable(function, out)
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        raise GraphError(f"{name}: batch normalisation is still there; put the step fold_batchnorm before quantize")
+    raise GraphError(f"{name}: {type(module).__name__} has no quantized form")
+
+
+class _Formats:
+    """Work out each tensor's format once: base, special tensors, then the overrides in order, the last one winning."""
+
+    def __init__(self, config: QuantConfig, kinds: Mapping[fx.Node, nn.Module], first: str, last: str) -> None:
+        self.config, self.kinds, self.first, self.last = config, kinds, first, last
+        self.used = [False] * len(config.overrides)
+
+    def weight(self, name: str) -> Format:
+        fmt = self.config.weight
+        for i, override in enumerate(self.config.overrides):
+            if override.weight is not None and override.matches(name, self.first, self.last):
+                self.used[i] |= name in {str(n.target) for n, m in self.kinds.items() if hasattr(m, "weight")}
+                fmt = change(fmt, override.weight, f"quant.overrides[{i}].weight")
+        return fmt
+
+    def output(self, end: fx.Node, node: fx.Node) -> Format:
+        users = self._readers(end)
+        if any(u.op == "output" for u in users):
+            fmt = self.config.logits
+        elif any(u in self.kinds and _is_table(self.kinds[u]) for u in users):
+            fmt = self.config.table
+        else:
+            fmt = self.config.act
+        for i, override in enumerate(self.config.overrides):
+            if override.act is not None and override.matches(str(node.target), self.first, self.last):
+                self.used[i] = True
+                fmt = change(fmt, override.act, f"quant.overrides[{i}].act")
+            if override.input is not None and any(
+                u.op == "call_module" and override.matches(str(u.target), self.first, self.last) for u in users
+            ):
+                self.used[i] = True
+                fmt = change(fmt, override.input, f"quant.overrides[{i}].input")
+        return fmt
+
+    def _readers(self, node: fx.Node) -> list[fx.Node]:
+        found: list[fx.Node] = []
+        for user in node.users:
+            passing = user in self.kinds and isinstance(self.kinds[user], q.PASSING)
+            found += self._readers(user) if passing else [user]
+        return found
+
+    def check(self) -> None:
+        for i, (override, used) in enumerate(zip(self.config.overrides, self.used, strict=True)):
+            if not used:
+                names = ", ".join(str(n.target) for n in list(self.kinds)[:8])
+                raise RecipeError(
+                    f"quant.overrides[{i}]: match {override.match!r} matches nothing; layers are named {names}, ..."
+                )
+
+
+def _is_table(module: nn.Module) -> bool:
+    name = ops.activation_name(module)
+    return name is not None

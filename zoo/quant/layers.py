@@ -1,0 +1,156 @@
+"""The fake-quantized vocabulary: each module owns the quantizer of its output tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.graph import ops
+from zoo.quant.quantizer import Quantizer
+from zoo.quant.spec import Format
+
+
+def _activate(x: Tensor, act: str | None) -> Tensor:
+    if act == "relu":
+        return F.relu(x)
+    if act == "relu6":
+        return F.relu6(x)
+    return x
+
+
+class QNode(nn.Module):
+    """A node of a Q-graph. ``act`` is a fused ``relu`` or ``relu6``; ``out`` quantizes the result (None: unchanged)."""
+
+    out: Quantizer
+
+    def __init__(self, out: Quantizer, act: str | None = None) -> None:
+        """Attach the output quantizer."""
+        super().__init__()
+        self.out, self.act = out, act
+
+    def _exceeds_six(self) -> bool:
+        return self.act == "relu6" and float(self.out.scale.detach()) * self.out.qmax > 6.0
+
+    def finish(self, y: Tensor) -> Tensor:
+        """Apply the fused activation and the output quantizer."""
+        # once calibrated, the clamp of an unsigned quantizer with zero point 0 is the ReLU (and often the 6 too)
+        if self.act and (not self.out.active or self.out.drop or self._exceeds_six()):
+            y = _activate(y, self.act)
+        return self.out(y)  # type: ignore[no-any-return]
+
+
+class QInput(QNode):
+    """Quantizes the network's input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the quantized image."""
+        return self.finish(x)
+
+
+class QWeighted(QNode):
+    """A layer with a weight: its latent float weight, bias, and weight quantizer (axis 0 = output channel)."""
+
+    def __init__(self, layer: nn.Module, weight_format: Format, out: Quantizer, act: str | None = None) -> None:
+        """Wrap a convolution or linear layer; the layer itself is not changed."""
+        super().__init__(out, act)
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        bias = layer.bias if isinstance(layer.bias, Tensor) else torch.zeros(weight.shape[0])
+        self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+        self.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+        self.weight_quantizer = Quantizer(weight_format, signed=weight_format.symmetric, channels=weight.shape[0])
+        self.rounding: nn.Module | None = None
+
+    def quantized_weight(self) -> Tensor:
+        """Return the fake-quantized weight (through the learned rounding while one is being learned)."""
+        if self.rounding is not None:
+            return self.rounding(self.weight)  # type: ignore[no-any-return]
+        return self.weight_quantizer(self.weight)  # type: ignore[no-any-return]
+
+
+class QConv2d(QWeighted):
+    """Convolution with static padding."""
+
+    def __init__(self, layer: ops.Conv2d, weight_format: Format, out: Quantizer, act: str | None = None) -> None:
+        """Take over stride, padding, dilation and groups."""
+        super().__init__(layer, weight_format, out, act)
+        self.stride, self.dilation, self.groups, self.pad = layer.stride, layer.dilation, layer.groups, layer.pad
+        self.extra_pad, self.padding = layer.extra_pad, layer.padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[N, out, H', W']``."""
+        if self.extra_pad is not None:
+            x = F.pad(x, self.extra_pad)
+        y = F.conv2d(x, self.quantized_weight(), self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return self.finish(y)
+
+
+class QLinear(QWeighted):
+    """Fully connected layer on ``[N, in]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[N, out]``."""
+        return self.finish(F.linear(x, self.quantized_weight(), self.bias))
+
+
+class QAdd(QNode):
+    """Residual addition."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the quantized sum."""
+        return self.finish(a + b)
+
+
+class QMul(QNode):
+    """Product with broadcasting (squeeze-excite)."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the quantized product."""
+        return self.finish(a * b)
+
+
+class QCat(QNode):
+    """Concatenation over channels onto one scale."""
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Return the joined tensors."""
+        return self.finish(torch.cat(tensors, 1))
+
+
+class QMean(QNode):
+    """Global average pool with a scale of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[N, C, 1, 1]``."""
+        return self.finish(x.mean((2, 3), keepdim=True))
+
+
+class QAvgPool(QNode):
+    """Average pool without padding, with a scale of its own."""
+
+    def __init__(self, kernel: tuple[int, int], stride: tuple[int, int], out: Quantizer) -> None:
+        """Take over window and stride."""
+        super().__init__(out)
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the pooled tensor."""
+        return self.finish(F.avg_pool2d(x, self.kernel, self.stride))
+
+
+class QTable(QNode):
+    """An activation of a quantized tensor: at most 256 inputs, so a table on integers."""
+
+    def __init__(self, function: str, out: Quantizer) -> None:
+        """Take one of ``zoo.graph.ops.ACTIVATIONS``."""
+        super().__init__(out)
+        self.function = function
+        self.module = ops.ACTIVATIONS[function]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activated tensor."""
+        return self.finish(self.module(x))
+
+
+PASSING = (nn.MaxPool2d, nn.Flatten)

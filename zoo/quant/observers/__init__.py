@@ -1,0 +1,1 @@
+"""Range estimators, one file each: ``estimate(...)`` -> (scale, zero point)."""

@@ -1,0 +1,100 @@
+"""A module that quantizes one tensor: its format, its scale and its zero point."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import QuantError
+from zoo.quant import ops
+from zoo.quant.spec import Format
+
+
+class Quantizer(nn.Module):
+    """Fake-quantize a tensor; passes it through untouched until ``set_range`` or ``set_qparams`` was called.
+
+    ``channels`` = 0 for one scale per tensor, else the length of axis 0 (weights).
+    """
+
+    scale: nn.Parameter
+    zero_point: Tensor
+    ready: Tensor
+
+    def __init__(self, fmt: Format, *, signed: bool, channels: int = 0) -> None:
+        """Make an uncalibrated quantizer."""
+        super().__init__()
+        self.fmt, self.signed = fmt, signed
+        self.axis = 0 if channels and fmt.granularity == "per_channel" else None
+        self.qmin, self.qmax = fmt.limits(signed)
+        count = channels if self.axis == 0 else 1
+        self.scale = nn.Parameter(torch.ones(count), requires_grad=False)
+        self.register_buffer("zero_point", torch.zeros(count))
+        self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
+        self.active = False
+        self.drop = 0.0
+
+    def extra_repr(self) -> str:
+        """Return the format in a line."""
+        return f"{'int' if self.signed else 'uint'}{self.fmt.bits}, qmin={self.qmin}, qmax={self.qmax}"
+
+    @torch.no_grad()
+    def set_qparams(self, scale: Tensor, zero_point: Tensor | None = None) -> None:
+        """Set scale (> 0, finite) and zero point; a power-of-two format rounds the scale up to the next 2^k."""
+        scale = scale.detach().reshape(-1).float()
+        if not bool(torch.isfinite(scale).all()) or bool((scale <= 0).any()):
+            raise QuantError("a scale is zero, negative or not finite; the calibration data hold NaN or infinity")
+        if self.fmt.scale == "pow2":
+            scale = torch.exp2(torch.ceil(torch.log2(scale)))
+        self.scale.copy_(scale.expand_as(self.scale))
+        if zero_point is not None:
+            self.zero_point.copy_(zero_point.reshape(-1).float().expand_as(self.zero_point))
+        self.ready.fill_(True)
+        self.active = True
+
+    @torch.no_grad()
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Set scale and zero point from the real range(s) to represent; zero is always representable.
+
+        Symmetric: ``s = max(|low| / -qmin, high / qmax)``. Affine: ``s = (high - low) / (qmax - qmin)``,
+        ``z = round(qmin - low / s)`` (Krishnamoorthi 2018, eq. 2-4). A constant zero tensor gets the scale 1 / qmax.
+        """
+        low, high = low.detach().reshape(-1).double().clamp(max=0), high.detach().reshape(-1).double().clamp(min=0)
+        if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+            raise QuantError("the range is not finite: activations or weights hold NaN or infinity")
+        if self.fmt.symmetric:
+            scale = torch.maximum(high / max(self.qmax, 1), (low / self.qmin) if self.qmin else torch.zeros_like(low))
+        else:
+            scale = (high - low) / (self.qmax - self.qmin)
+        scale = torch.where(scale < 1e-30, torch.full_like(scale, 1.0 / self.qmax), scale)
+        if self.fmt.scale == "pow2":
+            scale = torch.exp2(torch.ceil(torch.log2(scale)))
+        zero = torch.zeros_like(scale)
+        if not self.fmt.symmetric:
+            zero = torch.round(self.qmin - low / scale).clamp(self.qmin, self.qmax)
+        self.set_qparams(scale, zero)
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """Return the real values of the smallest and the largest code."""
+        return (self.qmin - self.zero_point) * self.scale, (self.qmax - self.zero_point) * self.scale
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Return the integer codes of ``x`` as float32."""
+        return ops.quantize(x, self.scale.detach(), self.zero_point, self.qmin, self.qmax, self.axis)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the fake-quantized tensor, of the same shape."""
+        if not self.active:
+            return x
+        if torch.is_grad_enabled() and (x.requires_grad or self.scale.requires_grad):
+            count = x.numel() / (self.scale.numel() if self.axis == 0 else max(x.shape[0], 1))
+            gain = 1.0 / math.sqrt(count * max(self.qmax, 1))
+            y: Tensor = ops.LearnedScale.apply(  # type: ignore[no-untyped-call]
+                x.float(), self.scale, self.zero_point, self.qmin, self.qmax, self.axis, gain
+            )
+            if self.drop and self.training:
+                # QDrop (Wei et al. 2022): an element stays unquantized with probability ``drop``
+                y = torch.where(torch.rand_like(y) < self.drop, x.float(), y)
+            return y
+        return ops.fake_quantize(x, self.scale, self.zero_point, self.qmin, self.qmax, self.axis)

@@ -1,0 +1,90 @@
+"""What a tensor's integer format is, and which tensors get which."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from zoo.errors import RecipeError
+
+BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+FIRST, LAST = ":first", ":last"
+
+
+@dataclass(frozen=True)
+class Format:
+    """An integer format: bits, symmetric or affine, one scale per tensor or per output channel, float or 2^k scale."""
+
+    bits: int = 8
+    symmetric: bool = True
+    granularity: Literal["per_tensor", "per_channel"] = "per_tensor"
+    scale: Literal["float", "pow2"] = "float"
+    narrow: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse bit widths that no checkpoint can hold."""
+        if self.bits not in BITS:
+            raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {self.bits}")
+        if self.narrow and not self.symmetric:
+            raise ValueError("narrow range needs a symmetric format")
+
+    def limits(self, signed: bool) -> tuple[int, int]:
+        """Return the smallest and largest code."""
+        if not signed:
+            return 0, 2**self.bits - 1
+        return -(2 ** (self.bits - 1)) + int(self.narrow), 2 ** (self.bits - 1) - 1
+
+
+@dataclass(frozen=True)
+class Override:
+    """Changes for the layers that ``match`` names: a shell wildcard on module names, ``:first`` or ``:last``.
+
+    ``weight`` and ``act`` (output) and ``input`` (the tensors the layer reads) hold the fields to change.
+    """
+
+    match: str
+    weight: dict[str, Any] | None = None
+    act: dict[str, Any] | None = None
+    input: dict[str, Any] | None = None
+
+    def matches(self, name: str, first: str, last: str) -> bool:
+        """Say whether a weight layer or any other node of this name is meant."""
+        if self.match in (FIRST, LAST):
+            return name == (first if self.match == FIRST else last)
+        return fnmatch.fnmatchcase(name, self.match)
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """The formats of a recipe. ``table`` is the input format of table activations (hard-swish, sigmoid, ...)."""
+
+    weight: Format = field(default_factory=lambda: Format(granularity="per_channel"))
+    act: Format = field(default_factory=lambda: Format(symmetric=False))
+    input: Format = field(default_factory=lambda: Format(symmetric=False))
+    logits: Format = field(default_factory=lambda: Format(bits=16))
+    table: Format = field(default_factory=lambda: Format(symmetric=False))
+    overrides: tuple[Override, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Activations have one scale per tensor: no integer kernel takes one per channel."""
+        for name in ("act", "input", "logits", "table"):
+            if getattr(self, name).granularity != "per_tensor":
+                raise ValueError(f"{name}.granularity must be per_tensor")
+        if self.weight.bits == 16:
+            raise ValueError("weight.bits must be 2..8; 16 bit is an activation format")
+        if self.table.bits > 8:
+            raise ValueError("table.bits must be 2..8: a table has at most 256 entries")
+
+
+def change(base: Format, fields: dict[str, Any] | None, where: str) -> Format:
+    """Return ``base`` with some fields changed; an unknown field or bad value raises RecipeError."""
+    if not fields:
+        return base
+    unknown = sorted(set(fields) - set(Format.__dataclass_fields__))
+    if unknown:
+        raise RecipeError(f"{where}: field {unknown[0]!r} is unknown (known: {', '.join(Format.__dataclass_fields__)})")
+    try:
+        return replace(base, **fields)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{where}: {error}") from None
