@@ -33,6 +33,12 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax:
     return torch.fake_quantize_per_channel_affine(x, scale.detach(), zero_point.to(torch.int32), axis, qmin, qmax)
 
 
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    if a.stride() == b.stride() and a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    return torch.dot(a.reshape(-1), b.reshape(-1))
+
+
 class LearnedScale(torch.autograd.Function):
     """Fake quantization with the LSQ gradient of the scale (Esser et al. 2020, eq. 3), straight-through for x."""
 
@@ -57,7 +63,7 @@ class LearnedScale(torch.autograd.Function):
             return grad_x, None, None, None, None, None, None
         # d y / d s = y / s - [inside] x / s, with y / s the clipped integer minus the zero point
         if axis is None or scale.numel() == 1:
-            total = torch.dot(grad.flatten(), y.flatten()) - torch.dot(grad_x.flatten(), x.flatten())
+            total = _dot(grad, y) - _dot(grad_x, x)
             grad_s = (total / scale.reshape(())).reshape(scale.shape)
         else:
             dims = [d for d in range(x.dim()) if d != axis]

@@ -1,0 +1,289 @@
+"""Integer layers. Between them flow centred codes ``q - z``: exact integers held in float32 (docs/design.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from zoo.errors import QuantError
+from zoo.integer.program import Node, Program, TensorFormat, assemble, centred_weight
+from zoo.resolve import load
+
+EXACT32, EXACT64, INT32 = 2.0**24, 2.0**52, 2.0**31
+
+
+class IntInput(nn.Module):
+    """The only float operation before the logits: the image becomes centred codes."""
+
+    def __init__(self, out: TensorFormat) -> None:
+        """Take the input tensor's format."""
+        super().__init__()
+        self.inverse, self.low, self.high = 1.0 / torch.tensor(out.scale), out.low, out.high
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return codes of ``[N, C, H, W]``."""
+        return torch.round(x * self.inverse).clamp_(self.low, self.high)
+
+
+class IntLayer(nn.Module):
+    """Convolution or linear layer: exact accumulation, int32 bias, requantization."""
+
+    def __init__(self, node: Node, program: Program, semantics: Any) -> None:
+        """Check that no partial sum can leave the exact range of the float type that carries it."""
+        super().__init__()
+        assert node.out is not None
+        source = program.format_of(node.inputs[0])
+        weight = centred_weight(program, node.name)
+        bias = program.tensors[f"{node.name}.bias"].double()
+        rows = weight.flatten(1).abs().sum(1).double() * source.reach
+        self.bound = float((rows + bias.abs()).max())
+        if self.bound >= (INT32 if source.bits <= 8 else EXACT64):
+            raise QuantError(f"{node.name}: an accumulator may reach {self.bound:.3g}, beyond int32; use fewer bits")
+        dtype = torch.float32 if float(rows.max()) < EXACT32 else torch.float64
+        layout = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
+        self.register_buffer("weight", weight.to(dtype).contiguous(memory_format=layout), persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+        # an int32 bias can need more digits than the products: then it is added in float64 after the convolution
+        self.joint = dtype == torch.float64 or self.bound < EXACT32
+        self.register_buffer("joint_bias", bias.to(dtype), persistent=False)
+        low, high = limits(node, node.out)
+        self.requantize = semantics.requantize(
+            source.scale, program.tensors[f"{node.name}.weight_scale"], node.out.scale, low=low, high=high
+        )
+
+    weight: Tensor
+    bias: Tensor
+    joint_bias: Tensor
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the exact sums of products, plus ``bias``."""
+        return F.linear(x, self.weight, bias)
+
+    def accumulate(self, x: Tensor) -> Tensor:
+        """Return the exact accumulator including the bias, float32 where it fits and float64 elsewhere."""
+        x = x.to(self.weight.dtype)
+        if self.joint:
+            return self.multiply(x, self.joint_bias)
+        acc = self.multiply(x, None).double()
+        return acc.add_(self.bias.reshape([1, -1] + [1] * (acc.dim() - 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return centred codes."""
+        return self.requantize(self.accumulate(x))  # type: ignore[no-any-return]
+
+
+class IntConv2d(IntLayer):
+    """Convolution with static padding; zero padding is the centred code 0."""
+
+    def __init__(self, node: Node, program: Program, semantics: Any) -> None:
+        """Take over the geometry."""
+        super().__init__(node, program, semantics)
+        left, right, top, bottom = node.attrs["pad"]
+        even = left == right and top == bottom
+        self.padding, self.extra = ((top, left), None) if even else ((0, 0), (left, right, top, bottom))
+        self.stride, self.dilation = tuple(node.attrs["stride"]), tuple(node.attrs["dilation"])
+        self.groups = int(node.attrs["groups"])
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the exact sums of products, plus ``bias``."""
+        if self.extra is not None:
+            x = F.pad(x, self.extra)
+        # NNPACK's Winograd kernels are not exact on integers
+        with torch.backends.nnpack.flags(enabled=False):
+            return F.conv2d(x, self.weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class IntAdd(nn.Module):
+    """Residual addition."""
+
+    def __init__(self, node: Node, program: Program, semantics: Any) -> None:
+        """Form the rescaling of both inputs."""
+        super().__init__()
+        assert node.out is not None
+        a, b = (program.format_of(i) for i in node.inputs)
+        low, high = limits(node, node.out)
+        self.add = semantics.add(
+            a.scale, a.zero_point, b.scale, b.zero_point, node.out.scale, node.out.zero_point, low, high
+        )
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return centred codes of the sum."""
+        return self.add(a, b)  # type: ignore[no-any-return]
+
+
+class IntMul(nn.Module):
+    """Product with broadcasting: an integer product, requantized."""
+
+    def __init__(self, node: Node, program: Program, semantics: Any) -> None:
+        """Form the multiplier ``s_a s_b / s_y``."""
+        super().__init__()
+        assert node.out is not None
+        a, b = (program.format_of(i) for i in node.inputs)
+        self.wide = a.reach * b.reach >= EXACT32
+        low, high = limits(node, node.out)
+        self.requantize = semantics.requantize(a.scale, torch.tensor([b.scale]), node.out.scale, low=low, high=high)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return centred codes of the product."""
+        return self.requantize(a.double() * b if self.wide else a * b)  # type: ignore[no-any-return]
+
+
+class IntCat(nn.Module):
+    """Concatenation: each input requantized onto the common scale."""
+
+    def __init__(self, node: Node, program: Program, semantics: Any) -> None:
+        """Form one multiplier per input."""
+        super().__init__()
+        assert node.out is not None
+        low, high = limits(node, node.out)
+        one = torch.ones(1)
+        self.parts = nn.ModuleList(
+            semantics.requantize(program.format_of(i).scale, one, node.out.scale, low=low, high=high)
+            for i in node.inputs
+        )
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Return the joined codes."""
+        return torch.cat([part(t) for part, t in zip(self.parts, tensors, strict=True)], 1)
+
+
+class IntMean(nn.Module):
+    """Global or windowed average: an exact sum, then one rescaling with 1/n in the multiplier."""
+
+    def __init__(self, node: Node, program: Program, semantics: Any, count: int) -> None:
+        """Take the number of averaged elements."""
+        super().__init__()
+        assert node.out is not None
+        source = program.format_of(node.inputs[0])
+        if count * source.reach >= EXACT32:
+            raise QuantError(f"{node.name}: the sum over {count} elements is not exact in float32")
+        low, high = limits(node, node.out)
+        self.mean = semantics.mean(source.scale, node.out.scale, count, low, high)
+        self.count = count
+        self.window = (tuple(node.attrs["kernel_size"]), tuple(node.attrs["stride"])) if node.op == "avg_pool" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return centred codes of the average."""
+        if self.window is not None:
+            return self.mean(F.avg_pool2d(x, *self.window, divisor_override=1))  # type: ignore[no-any-return]
+        if x.shape[2] * x.shape[3] != self.count:
+            raise QuantError(f"the checkpoint averages {self.count} positions, this image gives {list(x.shape[2:])}")
+        return self.mean(x.sum((2, 3), keepdim=True))  # type: ignore[no-any-return]
+
+
+class IntTable(nn.Module):
+    """An activation as a table of at most 256 codes."""
+
+    def __init__(self, node: Node, program: Program) -> None:
+        """Take the stored table."""
+        super().__init__()
+        assert node.out is not None
+        source = program.format_of(node.inputs[0])
+        self.offset = -source.low
+        table = program.tensors[f"{node.name}.table"].to(torch.float32) - node.out.zero_point
+        self.register_buffer("table", table, persistent=False)
+
+    table: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return centred codes."""
+        index = (x + self.offset).to(torch.int32)
+        if index.dim() == 4:
+            index = index.permute(0, 2, 3, 1)
+            return torch.take(self.table, index.long()).permute(0, 3, 1, 2)
+        return torch.take(self.table, index.long())
+
+
+class Dequantize(nn.Module):
+    """Centred logit codes to real values, one common factor."""
+
+    def __init__(self, out: TensorFormat) -> None:
+        """Take the logits' format."""
+        super().__init__()
+        self.scale = out.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float logits."""
+        return x * self.scale
+
+
+def limits(node: Node, out: TensorFormat) -> tuple[int, int]:
+    """Return the clamp of centred codes: the format's own, a fused ReLU's zero, a fused ReLU6's six."""
+    low, high = out.low, out.high
+    if node.attrs.get("act"):
+        low = max(low, 0)
+    if node.attrs.get("act") == "relu6":
+        high = min(high, round(float(torch.tensor(6.0) * (1.0 / torch.tensor(out.scale)))))
+    return low, high
+
+
+class _Maker:
+    def __init__(self, program: Program, semantics: str) -> None:
+        self.program = program
+        self.semantics = load("zoo.integer.semantics", semantics, "integerize.semantics")
+        self.shapes = shapes(program)
+
+    def __call__(self, node: Node) -> nn.Module:
+        program, semantics = self.program, self.semantics
+        if node.op == "input":
+            assert node.out is not None
+            return IntInput(node.out)
+        if node.op in ("mean", "avg_pool"):
+            source = self.shapes[node.inputs[0]]
+            kernel = node.attrs.get("kernel_size", source[2:])
+            return IntMean(node, program, semantics, int(kernel[0]) * int(kernel[1]))
+        if node.op == "max_pool":
+            return nn.MaxPool2d(*(tuple(node.attrs[k]) for k in ("kernel_size", "stride", "padding")))
+        if node.op == "flatten":
+            return nn.Flatten(1)
+        if node.op == "table":
+            return IntTable(node, program)
+        kinds = {"conv2d": IntConv2d, "linear": IntLayer, "add": IntAdd, "mul": IntMul, "cat": IntCat}
+        return kinds[node.op](node, program, semantics)
+
+    def final(self) -> dict[str, nn.Module]:
+        return {"dequantize": Dequantize(self.program.format_of(self.program.nodes[-1].name))}
+
+
+def build_integer(program: Program, semantics: str) -> fx.GraphModule:
+    """Return the network that computes on integers only, between the quantized image and the logits.
+
+    Input ``[N, C, H, W]`` float, output ``[N, classes]`` float logits (codes times one scale). Raises QuantError
+    where an accumulator cannot be exact, RecipeError for unknown semantics.
+    """
+    return assemble(program, _Maker(program, semantics))
+
+
+def shapes(program: Program) -> dict[str, tuple[int, ...]]:
+    """Return each node's output shape for one image, worked out without arithmetic on real data."""
+    found: dict[str, tuple[int, ...]] = {}
+    for node in program.nodes:
+        if node.op == "input":
+            found[node.name] = (1, *program.input_shape)
+            continue
+        x = torch.empty(found[node.inputs[0]], device="meta")
+        if node.op == "conv2d":
+            w = torch.empty(program.tensors[f"{node.name}.weight"].shape, device="meta")
+            x = F.pad(x, tuple(node.attrs["pad"]))
+            y = F.conv2d(x, w, None, tuple(node.attrs["stride"]), 0, tuple(node.attrs["dilation"]), node.attrs["groups"])
+        elif node.op == "linear":
+            y = F.linear(x, torch.empty(program.tensors[f"{node.name}.weight"].shape, device="meta"))
+        elif node.op in ("add", "mul"):
+            y = x + torch.empty(found[node.inputs[1]], device="meta")
+        elif node.op == "cat":
+            y = torch.cat([torch.empty(found[i], device="meta") for i in node.inputs], 1)
+        elif node.op == "mean":
+            y = x.mean((2, 3), keepdim=True)
+        elif node.op == "avg_pool":
+            y = F.avg_pool2d(x, tuple(node.attrs["kernel_size"]), tuple(node.attrs["stride"]))
+        elif node.op == "max_pool":
+            y = F.max_pool2d(x, *(tuple(node.attrs[k]) for k in ("kernel_size", "stride", "padding")))
+        elif node.op == "flatten":
+            y = x.flatten(1)
+        else:
+            y = x
+        found[node.name] = tuple(y.shape)
+    return found

@@ -1,0 +1,71 @@
+"""The fake-quantized network of a Program: float arithmetic on the very values that the integers stand for."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from zoo.graph import ops
+from zoo.integer.program import Node, Program, TensorFormat, assemble, centred_weight
+from zoo.quant import layers as q
+from zoo.quant.quantizer import Quantizer
+from zoo.quant.spec import Format
+
+
+def build_simulated(program: Program) -> fx.GraphModule:
+    """Return the Q-graph rebuilt from integers: weights ``(q - z) s_w``, biases ``b s_x s_w``."""
+    return assemble(program, lambda node: _module(node, program))
+
+
+def _quantizer(out: TensorFormat) -> Quantizer:
+    symmetric = out.zero_point == 0 and (not out.signed or out.qmin < 0)
+    quantizer = Quantizer(Format(bits=out.bits, symmetric=symmetric), signed=out.signed)
+    quantizer.qmin, quantizer.qmax = out.qmin, out.qmax
+    quantizer.set_qparams(torch.tensor([out.scale]), torch.tensor([float(out.zero_point)]))
+    return quantizer
+
+
+@torch.no_grad()
+def _module(node: Node, program: Program) -> nn.Module:
+    if node.op == "flatten":
+        return nn.Flatten(1)
+    if node.op == "max_pool":
+        return nn.MaxPool2d(*(tuple(node.attrs[k]) for k in ("kernel_size", "stride", "padding")))
+    assert node.out is not None
+    out, act = _quantizer(node.out), node.attrs.get("act")
+    if node.op in ("conv2d", "linear"):
+        return _weighted(node, program, out, act)
+    if node.op == "table":
+        return q.QTable(node.attrs["function"], out)
+    if node.op == "avg_pool":
+        return q.QAvgPool(tuple(node.attrs["kernel_size"]), tuple(node.attrs["stride"]), out)
+    if node.op == "add":
+        return q.QAdd(out, act)
+    kinds = {"input": q.QInput, "mul": q.QMul, "cat": q.QCat, "mean": q.QMean}
+    return kinds[node.op](out)
+
+
+def _weighted(node: Node, program: Program, out: Quantizer, act: str | None) -> nn.Module:
+    assert node.weight is not None
+    codes = centred_weight(program, node.name)
+    scale = program.tensors[f"{node.name}.weight_scale"]
+    weight = codes * scale.reshape([-1] + [1] * (codes.dim() - 1))
+    source = program.format_of(node.inputs[0])
+    bias = (program.tensors[f"{node.name}.bias"].double() * (source.scale * scale.double())).float()
+    layer: nn.Module
+    if node.op == "linear":
+        layer = nn.Linear(codes.shape[1], codes.shape[0])
+    else:
+        groups = int(node.attrs["groups"])
+        layer = ops.Conv2d(
+            codes.shape[1] * groups, codes.shape[0], (codes.shape[2], codes.shape[3]),
+            stride=tuple(node.attrs["stride"]), pad=tuple(node.attrs["pad"]), dilation=tuple(node.attrs["dilation"]),
+            groups=groups,
+        )  # fmt: skip
+    layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
+    granularity = "per_channel" if scale.numel() > 1 or codes.shape[0] == 1 else "per_tensor"
+    fmt = Format(node.weight.bits, node.weight.symmetric, granularity, narrow=node.weight.narrow)  # type: ignore[arg-type]
+    module = (q.QLinear if node.op == "linear" else q.QConv2d)(layer, fmt, out, act)  # type: ignore[arg-type]
+    zero = program.tensors.get(f"{node.name}.weight_zero_point")
+    module.weight_quantizer.set_qparams(scale, torch.zeros_like(scale) if zero is None else zero)
+    return module

@@ -1,0 +1,92 @@
+"""Tune weights and scales end to end towards the float parent's outputs, without a label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from zoo.context import Context
+from zoo.errors import QuantError
+from zoo.graph.fold import clone
+from zoo.quant.layers import QNode
+from zoo.steps._learn import cosine, units_of
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Self-distillation on the unlabelled calibration images (Hinton et al. 2015; LSQ gradients of all scales).
+
+    ``epochs`` over the calibration images: None takes the budget's (fast 6, full 60). ``lr_weight`` is the largest
+    step in quantization steps of the weight, ``lr_bias`` in output steps, ``lr_scale`` relative to the scale.
+    ``augment`` crops at random and flips. The loss is KL(parent || network) at temperature 1, times ``kl``, plus
+    ``mse`` times the mean squared difference of the logits over their variance.
+    """
+
+    epochs: float | None = None
+    batch: int = 32
+    lr_weight: float = 0.02
+    lr_scale: float = 0.002
+    lr_bias: float = 0.02
+    kl: float = 1.0
+    mse: float = 0.0
+    augment: bool = True
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse settings under which nothing is learned."""
+        if self.batch < 1 or (self.epochs is not None and self.epochs <= 0):
+            raise ValueError("batch and epochs must be positive")
+        if min(self.lr_weight, self.lr_scale, self.lr_bias, self.kl, self.mse) < 0 or self.kl + self.mse == 0:
+            raise ValueError("rates and loss weights must not be negative, and one of kl and mse must be positive")
+
+    def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
+        """Return the tuned Q-graph; raises QuantError if the loss stops being finite."""
+        net = clone(net)
+        nodes = [m for m in net.modules() if isinstance(m, QNode)]
+        if not nodes or not all(bool(n.out.ready) for n in nodes):
+            raise QuantError("distill: the graph is not calibrated; put the steps quantize and calibrate before it")
+        units = units_of(nodes, lr_weight=self.lr_weight, lr_scale=self.lr_scale, lr_bias=self.lr_bias)
+        optimizer = units.optimizer()
+        peaks = [float(g["lr"]) for g in optimizer.param_groups]
+        count = len(ctx.calibration)
+        per_epoch = max(1, count // self.batch)
+        budget = self.epochs if self.epochs is not None else (60.0 if ctx.budget == "full" else 6.0)
+        total = max(1, round(per_epoch * budget))
+        generator = ctx.generator(101)
+        losses: list[float] = []
+        for step in ctx.progress(range(total), "distill", total):
+            if step % per_epoch == 0:
+                order = torch.randperm(count, generator=generator)
+            rows = order[(step % per_epoch) * self.batch :][: self.batch]
+            x = ctx.calibration.augmented(rows, generator) if self.augment else ctx.calibration.at(rows)
+            loss = self._loss(net, ctx.parent, x)
+            if not bool(torch.isfinite(loss)):
+                raise QuantError(f"distill: the loss is not finite at step {step}; lower lr_weight and lr_scale")
+            loss.backward()  # type: ignore[no-untyped-call]
+            units.gather()
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * cosine(step, total)
+            optimizer.step()
+            units.scatter()
+            losses.append(float(loss.detach()))
+        units.finish()
+        tail = losses[-per_epoch:]
+        ctx.log["distill"] = {"steps": total, "loss_first": losses[0], "loss_last_epoch": sum(tail) / len(tail)}
+        return net
+
+    def _loss(self, net: fx.GraphModule, parent: fx.GraphModule, x: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            target = parent(x).float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            logits = net(x).float()
+        loss = logits.new_zeros(())
+        if self.kl:
+            loss = loss + self.kl * F.kl_div(
+                F.log_softmax(logits, 1), F.log_softmax(target, 1), reduction="batchmean", log_target=True
+            )
+        if self.mse:
+            loss = loss + self.mse * F.mse_loss(logits, target) / target.var()
+        return loss

@@ -1,0 +1,26 @@
+"""Turn the Q-graph into the network that computes on integers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from zoo.context import Context
+from zoo.integer.layers import build_integer
+from zoo.integer.program import extract
+
+
+@dataclass(frozen=True)
+class Integerize:
+    """``semantics``: a file of ``zoo/integer/semantics`` (docs/semantics.md): tflite, float32, ..."""
+
+    semantics: str = "tflite"
+
+    def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
+        """Return the integer graph; its ``meta["program"]`` holds the Program it was built from."""
+        shape = tuple(ctx.calibration.at(slice(0, 1)).shape[1:])
+        program = extract(net, shape)  # type: ignore[arg-type]
+        integer = build_integer(program, self.semantics)
+        integer.meta["program"], integer.meta["semantics"] = program, self.semantics
+        return integer
