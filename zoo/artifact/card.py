@@ -1,0 +1,180 @@
+"""The model card of a checkpoint: Markdown with hub front matter, every number from the record and the config."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_LIBRARY = "lowbit-zoo"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
+_WEIGHTED = ("conv2d", "linear")
+_LEARNED = ("reconstruct", "adaround", "distill")
+_ROLE = {"input": "network input", "add": "residual adds", "mul": "products", "cat": "concatenations", "mean": "pools",
+         "avg_pool": "pools", "table": "table activations"}  # fmt: skip
+_ARITHMETIC = {
+    "tflite": "TFLite's int8 arithmetic: a 32-bit multiplier and a shift, rounded twice",
+    "float32": "float32 requantization, as in ONNX Runtime's and XNNPACK's integer kernels",
+}
+
+
+def render_card(
+    record_fields: Mapping[str, Any], config: Mapping[str, Any], files: Mapping[str, str] | None = None
+) -> str:
+    """Return the card's text.
+
+    ``record_fields`` is ``Record.to_dict()``. Of ``config`` are read, all but ``nodes`` optional: ``nodes`` (each with
+    ``name``, ``op``, ``inputs``, ``out.bits``, ``weight.bits``), ``preprocess``, ``license``, ``datasets`` (hub ids).
+    ``files`` maps further file names to their sha256. The same arguments give the same bytes.
+    """
+    r = record_fields
+    parts = [
+        _front_matter(r, config),
+        f"# {r['recipe']}\n\n{r['model']} with {_words(r['bits'])}, made by the recipe `{r['recipe']}` of {_LIBRARY}.",
+        _accuracy(r),
+        _load(r),
+        "## What is quantized\n\n" + _quantized(r, config),
+        "## Size\n\n"
+        f"`model.safetensors`: {r['weights_bytes']:,} bytes, {r['float_bytes'] / r['weights_bytes']:.2f} times smaller "
+        f"than the float weights ({r['float_bytes']:,} bytes).",
+        _making(r, config),
+        _limits(r),
+        _hashes(r, files or {}),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    nodes = config["nodes"]
+    widths = sorted({n["weight"]["bits"] for n in nodes if n.get("weight")})
+    learned = [s for s in r["steps"] if s in _LEARNED]
+    tags = [*(f"int{b}" for b in widths), r["bits"].lower(), "qat" if "train" in r["steps"] else "ptq", *learned]
+    data = r["data"]
+    lines = [f"license: {_q(config.get('license', 'apache-2.0'))}", f"library_name: {_LIBRARY}"]
+    lines += ["pipeline_tag: image-classification", f"tags: {_list([*dict.fromkeys(tags), 'quantized'])}"]
+    if config.get("datasets"):
+        lines.append(f"datasets: {_list(config['datasets'])}")
+    if _HUB_ID.match(r["parent"]["source"]):
+        lines.append(f"base_model: {_list([r['parent']['source']])}")
+    lines += [
+        "base_model_relation: quantized",
+        "metrics: [accuracy]",
+        "model-index:",
+        f"- name: {_q(r['recipe'])}",
+        "  results:",
+        "  - task: {type: image-classification}",
+        f"    dataset: {{type: {_q(data['name'])}, name: {_q(data['name'])}, split: {_q(data['subset'])}, "
+        f"revision: {_q(data['fingerprint'])}}}",
+        "    metrics:",
+        f"    - {{type: accuracy, name: top-1 (%), value: {r['top1']:.4f}, "
+        f"args: {{n: {data['n']}, seeds: [{r['seed']}]}}}}",
+    ]
+    return "---\n" + "\n".join(lines) + "\n---"
+
+
+def _accuracy(r: Mapping[str, Any]) -> str:
+    low, high = r["drop_interval"]
+    data = r["data"]
+    return (
+        "## Accuracy\n\n"
+        f"Top-1 on {data['n']:,} images of {data['name']} (subset: {data['subset']}), all three on the same images.\n\n"
+        "| network | top-1 (%) | against float (points) |\n|---|---:|---:|\n"
+        f"| float parent | {r['float_top1']:.2f} | |\n"
+        f"| this one, integers only ({r['semantics']}) | **{r['top1']:.2f}** | {-r['drop']:+.2f} |\n"
+        f"| this one, fake-quantized | {r['top1_fake']:.2f} | {r['top1_fake'] - r['float_top1']:+.2f} |\n\n"
+        f"Drop {r['drop']:.2f} points, paired 95 % interval [{low:.2f}, {high:.2f}]. The integer and the fake-quantized "
+        f"network choose the same class on {r['agreement']:.2f} % of the images."
+    )
+
+
+def _load(r: Mapping[str, Any]) -> str:
+    return (
+        "## Load\n\n```python\nimport zoo\n\n"
+        f'net = zoo.load("{r["recipe"]}", integer=True)  # or the path of this folder\n'
+        "logits = net(net.preprocess(image)[None])  # a PIL image or a uint8 array [H, W, C]\n```"
+    )
+
+
+def _quantized(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    nodes: Sequence[Mapping[str, Any]] = config["nodes"]
+    layers = [n for n in nodes if n["op"] in _WEIGHTED]
+    groups: dict[tuple[str, int, int], list[str]] = {}
+    for node in layers:
+        kind = "fully connected" if node["op"] == "linear" else _conv(node)
+        groups.setdefault((kind, node["weight"]["bits"], node["out"]["bits"]), []).append(node["name"])
+    rows = [
+        f"| {kind} ({_which(names)}) | {len(names)} | {w} | {a} |" for (kind, w, a), names in sorted(groups.items())
+    ]
+    table = "| layers | count | weight bits | output bits |\n|---|---:|---:|---:|\n" + "\n".join(rows)
+    last = nodes[-1]["name"]
+    tensors: dict[str, set[int]] = {}
+    for node in nodes:
+        if node["op"] in _ROLE and node.get("out") and node["name"] != last:
+            tensors.setdefault(_ROLE[node["op"]], set()).add(node["out"]["bits"])
+    if nodes[-1].get("out"):
+        tensors["logits"] = {nodes[-1]["out"]["bits"]}
+    said = [f"- {role}: {' and '.join(map(str, sorted(bits)))} bits" for role, bits in tensors.items()]
+    arithmetic = _ARITHMETIC.get(r["semantics"], "see the project's docs/semantics.md")
+    return (
+        f"{table}\n\nBiases are 32-bit integers. Besides the outputs of the layers above:\n\n"
+        + "\n".join(said)
+        + f"\n\nNothing is float between the input codes and the logits. Arithmetic `{r['semantics']}`: {arithmetic}."
+    )
+
+
+def _conv(node: Mapping[str, Any]) -> str:
+    groups = node.get("attrs", {}).get("groups", 1)
+    return "convolution" if groups == 1 else "grouped or depthwise convolution"
+
+
+def _which(names: Sequence[str]) -> str:
+    return ", ".join(f"`{n}`" for n in names) if len(names) <= 2 else f"`{names[0]}` to `{names[-1]}`"
+
+
+def _making(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    calibration, parent, git = r["calibration"], r["parent"], r["git"]
+    lines = [
+        f"- command: `{r['command']}` (seed {r['seed']}, budget `{r['budget']}`)",
+        f"- steps: {', '.join(r['steps'])}",
+        f"- calibration: {calibration['n']:,} images of {calibration['name']}, fingerprint "
+        f"`{calibration['fingerprint']}`; none of them is among the test images",
+        f"- float parent: {parent['source']}, sha256 `{parent['sha256']}`",
+        f"- test images: fingerprint `{r['data']['fingerprint']}`",
+        f"- code: commit `{git['commit']}`{' with local changes' if git['dirty'] else ''}, "
+        + ", ".join(f"{k} {v}" for k, v in sorted(r["versions"].items())),
+        f"- time: {sum(r['seconds'].values()):.0f} s on {r['machine']['cpu']}, {r['machine']['threads']} threads",
+    ]
+    if config.get("preprocess"):
+        lines.append(f"- preprocessing: `{json.dumps(config['preprocess'], sort_keys=True)}`")
+    return "## How it was made\n\n" + "\n".join(lines)
+
+
+def _limits(r: Mapping[str, Any]) -> str:
+    lines = [
+        f"- The accuracy holds for the images named above ({r['data']['name']}) and for no others.",
+        "- One seed; the interval covers the choice of test images, not the choice of seed.",
+        "- The integer arithmetic is exact on any machine; the fake-quantized network rounds as the machine's float "
+        "kernels do.",
+    ]
+    return "## Limits\n\n" + "\n".join([*lines, *(f"- {note}" for note in r["notes"])])
+
+
+def _hashes(r: Mapping[str, Any], files: Mapping[str, str]) -> str:
+    every = {**files, "model.safetensors": r["artifact_sha256"]}
+    rows = "\n".join(f"| `{name}` | `{every[name]}` |" for name in sorted(every))
+    return f"## sha256\n\n| file | sha256 |\n|---|---|\n{rows}\n\nRecipe: `{r['recipe_sha256']}`."
+
+
+def _words(bits: str) -> str:
+    match = re.match(r"W(\d+)A(\d+)\Z", bits)
+    return f"{match[1]}-bit weights and {match[2]}-bit activations" if match else f"{bits} weights and activations"
+
+
+def _q(text: object) -> str:
+    # A JSON string is a YAML string.
+    return json.dumps(str(text), ensure_ascii=False)
+
+
+def _list(items: Sequence[object]) -> str:
+    return "[" + ", ".join(map(_q, items)) + "]"

@@ -1,0 +1,99 @@
+"""Say what exists: ``python -m zoo.list`` prints recipes, models, data sets, steps and published checkpoints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo import resolve
+from zoo.errors import RecipeError, ZooError
+from zoo.paths import recipes_dir, results_dir
+from zoo.results import read_records
+
+
+def describe(folder: Path) -> dict[str, str]:
+    """Return ``{name: description}`` of the YAML files in a folder, sorted; a broken file raises RecipeError."""
+    return {path.stem: str(_yaml(path).get("description", "")) for path in sorted(folder.glob("*.yaml"))}
+
+
+def recipes() -> list[str]:
+    """Return the names that ``python -m zoo.run recipe=NAME`` takes."""
+    return sorted(path.stem for path in (recipes_dir() / "recipe").glob("*.yaml"))
+
+
+def overview() -> str:
+    """Return the text that ``python -m zoo.list`` prints; imports neither torch nor hydra."""
+    root = recipes_dir()
+    blocks = [
+        _block("recipes: python -m zoo.run recipe=NAME", describe(root / "recipe")),
+        _block("models: model=NAME", describe(root / "model")),
+        _block("data sets: data=NAME", describe(root / "data")),
+        "steps, in a recipe's list:\n  " + (", ".join(resolve.names("zoo.steps")) or "none"),
+        "published checkpoints: zoo.load(NAME)\n" + _checkpoints(results_dir()),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _yaml(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"{path.name}: is not readable YAML ({reason}); mend or restore it") from None
+    if fields is None:
+        return {}
+    if not isinstance(fields, dict):
+        raise RecipeError(f"{path.name}: expected fields, got {type(fields).__name__}; mend or restore it")
+    return fields
+
+
+def _block(title: str, items: Mapping[str, str]) -> str:
+    width = max(map(len, items), default=0)
+    lines = [f"  {name:{width}}  {text}".rstrip() for name, text in items.items()] or ["  none"]
+    return "\n".join([f"{title}", *lines])
+
+
+def _checkpoints(root: Path) -> str:
+    header = ("name", "bits", "top-1", "float", "size", "images", "arithmetic", "file")
+    rows = [
+        (
+            r.recipe,
+            r.bits,
+            f"{r.top1:.2f} %",
+            f"{r.float_top1:.2f} %",
+            f"{r.weights_bytes / 1e3:,.0f} kB",
+            f"{r.data.name}, {r.data.n:,}",
+            r.semantics,
+            # Large checkpoints are not kept in git: the recipe makes them, byte for byte.
+            "here" if any((root / r.recipe).rglob("model.safetensors")) else "run the recipe",
+        )
+        for r in read_records(root)
+    ]
+    return _columns([header, *rows]) if rows else "  none yet"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  " + "  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the overview; return 0, or 2 when a file cannot be read or an argument is given."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments:
+        print(__doc__.splitlines()[0])
+        return 0 if set(arguments) <= {"-h", "--help"} else 2
+    try:
+        print(overview(), end="")
+    except ZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
