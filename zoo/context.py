@@ -107,10 +107,11 @@ class Context:
     train: Images | None = None
     progress: Callable[[Iterable[Any], str, int | None], Iterable[Any]] = _silent
     log: dict[str, Any] = field(default_factory=dict)
+    position: int = 0
 
-    def generator(self, index: int) -> torch.Generator:
+    def generator(self) -> torch.Generator:
         """Return a generator that depends on the recipe's seed and on the position of the step alone."""
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.position)
 
     def iterations(self, fast: int, full: int, chosen: int | None) -> int:
         """Return the recipe's own count, or the budget's."""

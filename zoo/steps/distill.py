@@ -55,7 +55,7 @@ class Distill:
         per_epoch = max(1, count // self.batch)
         budget = self.epochs if self.epochs is not None else (60.0 if ctx.budget == "full" else 6.0)
         total = max(1, round(per_epoch * budget))
-        generator = ctx.generator(101)
+        generator = ctx.generator()
         losses: list[float] = []
         for step in ctx.progress(range(total), "distill", total):
             if step % per_epoch == 0:

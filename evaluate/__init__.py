@@ -1,0 +1,1 @@
+"""Tables and plots made from the records of a checkout; not part of the wheel."""

@@ -1,0 +1,173 @@
+"""Render every table and plot from the records: ``python -m evaluate.table [--check]``.
+
+Writes ``results/table.csv``, ``results/accuracy_vs_size.svg`` and the part of ``README.md`` between the markers.
+``--check`` writes nothing and exits with 1 when one of the three is stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluate.plot import accuracy_vs_size
+from zoo.errors import ArtifactError, ZooError
+from zoo.results import Record, read_records, write_text
+
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+_COLUMNS = (
+    "recipe", "model", "bits", "data", "subset", "n", "data_fingerprint", "semantics", "budget", "float_top1", "top1",
+    "drop", "drop_low", "drop_high", "top1_fake", "agreement", "weights_bytes", "float_bytes", "compression",
+    "seconds", "calibration", "calibration_n", "seed", "python", "torch", "torchvision", "timm", "zoo", "cpu",
+    "threads", "commit", "dirty", "artifact_sha256", "parent_sha256", "recipe_sha256",
+)  # fmt: skip
+
+
+def order(record: Record) -> tuple[object, ...]:
+    """Return the sort key of a row: data set, model, then most bits first."""
+    weight, _, act = record.bits.removeprefix("W").partition("A")
+    bits = tuple(-int(b) if b.isdigit() else 0 for b in (weight, act))
+    return (record.data.name, record.model, bits, record.bits, record.recipe, record.semantics)
+
+
+def table_csv(records: Sequence[Record]) -> str:
+    """Return all records as CSV, one row each; percentages, bytes and seconds are plain numbers."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for record in sorted(records, key=order):
+        writer.writerow(_row(record))
+    return out.getvalue()
+
+
+def _row(r: Record) -> dict[str, object]:
+    row: dict[str, object] = {name: getattr(r, name) for name in _COLUMNS if hasattr(r, name)}
+    row.update({name: r.versions.get(name, "") for name in ("python", "torch", "torchvision", "timm", "zoo")})
+    row.update({name: f"{getattr(r, name):.4f}" for name in ("float_top1", "top1", "top1_fake", "drop", "agreement")})
+    return row | {
+        "data": r.data.name,
+        "subset": r.data.subset,
+        "n": r.data.n,
+        "data_fingerprint": r.data.fingerprint,
+        "drop_low": f"{r.drop_interval[0]:.4f}",
+        "drop_high": f"{r.drop_interval[1]:.4f}",
+        "compression": f"{r.float_bytes / r.weights_bytes:.3f}",
+        "seconds": f"{sum(r.seconds.values()):.1f}",
+        "calibration": r.calibration.name,
+        "calibration_n": r.calibration.n,
+        "cpu": r.machine.cpu,
+        "threads": r.machine.threads,
+        "commit": r.git.commit,
+        "dirty": int(r.git.dirty),
+        "parent_sha256": r.parent.sha256,
+    }
+
+
+def data_label(record: Record) -> str:
+    """Return the data set with its subset, when that is not the whole split."""
+    data = record.data
+    return data.name if data.subset in ("", "full", data.name) else f"{data.name} ({data.subset})"
+
+
+def readme_tables(records: Sequence[Record]) -> str:
+    """Return Markdown: one table for each data set, or a line that says that there is no record yet."""
+    if not records:
+        return "No recipe has been recorded yet.\n"
+    blocks = []
+    for label, group in itertools.groupby(sorted(records, key=order), key=data_label):
+        rows = list(group)
+        blocks.append(
+            f"**{label}**, {_one_or_range([r.data.n for r in rows])} images\n\n"
+            "| recipe | bits | float top-1 | integer top-1 | drop [95 %] | weights | vs float | arithmetic | time "
+            "| versions | sha256 |\n"
+            "|---|---|---:|---:|---:|---:|---:|---|---:|---|---|\n" + "".join(map(_readme_row, rows))
+        )
+    return "\n".join(blocks)
+
+
+def _readme_row(r: Record) -> str:
+    low, high = r.drop_interval
+    cells = (
+        f"`{r.recipe}`",
+        r.bits,
+        f"{r.float_top1:.2f}",
+        f"**{r.top1:.2f}**",
+        f"{r.drop:.2f} [{low:.2f}, {high:.2f}]",
+        size(r.weights_bytes),
+        f"{r.float_bytes / r.weights_bytes:.1f}x smaller",
+        r.semantics,
+        duration(sum(r.seconds.values())) + (f" ({r.budget})" if r.budget else ""),
+        ", ".join(f"{k} {r.versions[k]}" for k in ("torch", "timm", "zoo") if k in r.versions),
+        f"`{r.artifact_sha256[:12]}`",
+    )
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def size(count: int) -> str:
+    """Return bytes as text in kB or MB, powers of ten."""
+    return f"{count / 1e6:.2f} MB" if count >= 1_000_000 else f"{count / 1e3:.1f} kB"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as text in s or min."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _one_or_range(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def put_between(text: str, block: str, where: str) -> str:
+    """Return ``text`` with what stands between the markers replaced; a missing or doubled marker raises."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ArtifactError(f"{where}: needs {BEGIN} and {END} once each, in this order; put the lines back")
+    head, rest = text.split(BEGIN)
+    return f"{head}{BEGIN}\n{block}{END}{rest.split(END)[1]}"
+
+
+def render(root: Path) -> dict[Path, str]:
+    """Return what every generated file of the checkout at ``root`` should hold; nothing is written."""
+    records = read_records(root / "results")
+    readme = root / "README.md"
+    try:
+        text = readme.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ArtifactError(f"{readme}: cannot be read ({error.strerror}); run from a checkout") from None
+    return {
+        root / "results" / "table.csv": table_csv(records),
+        root / "results" / "accuracy_vs_size.svg": accuracy_vs_size(sorted(records, key=order)),
+        readme: put_between(text, readme_tables(records), "README.md"),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Render or check; return 0, 1 when ``--check`` finds a stale file, or 2 for a record that cannot be read."""
+    parser = argparse.ArgumentParser(prog="python -m evaluate.table", description="Render tables from the records.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when something is stale")
+    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent, help="the checkout")
+    options = parser.parse_args(arguments)
+    try:
+        stale = {p: t for p, t in render(options.root).items() if not _same(p, t)}
+        for path, text in stale.items():
+            if options.check:
+                print(f"{path.relative_to(options.root)}: is stale; run python -m evaluate.table", file=sys.stderr)
+            else:
+                write_text(path, text)
+                print(f"wrote {path.relative_to(options.root)}")
+    except ZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return int(options.check and bool(stale))
+
+
+def _same(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The model card: valid front matter, and every number is one of the arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.records import make_record
+from zoo.artifact.card import render_card
+
+
+def out(bits: int) -> dict[str, Any]:
+    return {"bits": bits, "signed": True, "qmin": 0, "qmax": 1, "scale": 0.5, "zero_point": 0}
+
+
+CONFIG: dict[str, Any] = {
+    "nodes": [
+        {"name": "image_codes", "op": "input", "inputs": [], "out": out(8)},
+        {"name": "stem", "op": "conv2d", "inputs": ["image_codes"], "attrs": {"groups": 1}, "out": out(8), "weight": {"bits": 8}},
+        {"name": "b1", "op": "conv2d", "inputs": ["stem"], "attrs": {"groups": 1}, "out": out(4), "weight": {"bits": 4}},
+        {"name": "b2", "op": "conv2d", "inputs": ["b1"], "attrs": {"groups": 16}, "out": out(4), "weight": {"bits": 4}},
+        {"name": "sum", "op": "add", "inputs": ["stem", "b2"], "out": out(5)},
+        {"name": "pool", "op": "mean", "inputs": ["sum"], "out": out(7)},
+        {"name": "flat", "op": "flatten", "inputs": ["pool"], "out": None},
+        {"name": "fc", "op": "linear", "inputs": ["flat"], "out": out(16), "weight": {"bits": 8}},
+    ],
+    "license": "mit",
+    "preprocess": {"size": [32, 32], "mean": [1.5]},
+}  # fmt: skip
+
+
+def card(**changes: Any) -> str:
+    return render_card(make_record(**changes).to_dict(), CONFIG, {"config.json": "1" * 64})
+
+
+def front(text: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
+    return loaded
+
+
+def test_front_matter() -> None:
+    fields = front(card())
+    assert fields["license"] == "mit" and fields["library_name"] == "lowbit-zoo"
+    assert fields["pipeline_tag"] == "image-classification" and fields["base_model_relation"] == "quantized"
+    assert fields["base_model"] == ["org/toy-float"]
+    assert {"int4", "int8", "w4a8", "ptq", "adaround"} <= set(fields["tags"]) and "qat" not in fields["tags"]
+    (result,) = fields["model-index"][0]["results"]
+    assert result["dataset"]["name"] == "shapes" and result["dataset"]["split"] == "full"
+    assert result["metrics"][0]["value"] == 88.5 and result["metrics"][0]["args"] == {"n": 200, "seeds": [7]}
+
+
+def test_awkward_names_stay_valid_yaml() -> None:
+    fields = front(card(recipe='a: "b" #c', model="x"))
+    assert fields["model-index"][0]["name"] == 'a: "b" #c'
+
+
+def test_a_source_that_is_no_hub_id_gives_no_base_model() -> None:
+    assert "base_model" not in front(card(parent=type(make_record().parent)("a local file", "e" * 64)))
+
+
+def test_bits_per_layer_group_and_tensor() -> None:
+    text = card()
+    assert "| convolution (`stem`) | 1 | 8 | 8 |" in text
+    assert "| convolution (`b1`) | 1 | 4 | 4 |" in text
+    assert "| grouped or depthwise convolution (`b2`) | 1 | 4 | 4 |" in text
+    assert "| fully connected (`fc`) | 1 | 8 | 16 |" in text
+    for line in ("- network input: 8 bits", "- residual adds: 5 bits", "- pools: 7 bits", "- logits: 16 bits"):
+        assert line in text
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "| float parent | 90.00 |", "**88.50** | -1.50 |", "| this one, fake-quantized | 88.00 | -2.00 |",
+        "[-0.25, 3.25]", "99.50 %", "200 images of shapes", "12,345 bytes", "8.00 times smaller", "98,765 bytes",
+        "`python -m zoo.run recipe=toy_w4a8`", "64 images of shapes-train", "seed 7", "`tflite`", "22 s on a CPU",
+        "f" * 40, "| `model.safetensors` | `" + "d" * 64, "| `config.json` | `" + "1" * 64, "torch 2.15.0",
+        "fold_batchnorm, quantize, calibrate, adaround, integerize", '{"mean": [1.5], "size": [32, 32]}',
+    ],
+)  # fmt: skip
+def test_card_says(part: str) -> None:
+    assert part in card()
+
+
+def test_notes_and_local_changes_are_said() -> None:
+    git = type(make_record().git)("f" * 40, True)
+    text = card(notes=("a remark",), git=git)
+    assert "- a remark\n" in text and "with local changes" in text
+    assert "with local changes" not in card()
+
+
+def test_same_arguments_same_bytes() -> None:
+    assert card() == card()

@@ -1,0 +1,160 @@
+"""Tables and plot: generated from records only, the same bytes each time, stale ones found."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from evaluate.plot import accuracy_vs_size
+from evaluate.table import BEGIN, END, main, put_between, readme_tables, table_csv
+from tests.records import make_record
+from zoo.errors import ArtifactError
+from zoo.results import EvalData, Record, write_record
+
+ROOT = Path(__file__).resolve().parents[2]
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    return tmp_path
+
+
+def many() -> list[Record]:
+    other = EvalData("imagenet-val1000", 1000, "full", "9" * 64)
+    return [
+        make_record(recipe="toy_w4a4", bits="W4A4"),
+        make_record(recipe="toy_w8a8", bits="W8A8", weights_bytes=24_000),
+        make_record(),
+        make_record(recipe="big_w8a8", bits="W8A8", model="big", data=other, weights_bytes=2_600_000),
+    ]
+
+
+def test_written_tables_pass_the_check(checkout: Path) -> None:
+    write_record(make_record(), checkout / "results")
+    arguments = ["--root", str(checkout)]
+    assert main([*arguments, "--check"]) == 1
+    assert main(arguments) == 0
+    assert main([*arguments, "--check"]) == 0
+    readme = (checkout / "README.md").read_text()
+    assert readme.startswith("before\n") and readme.endswith("\nafter\n") and "old" not in readme
+
+
+@pytest.mark.parametrize("name", ["README.md", "results/table.csv", "results/accuracy_vs_size.svg"])
+def test_each_stale_file_fails_the_check(checkout: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_record(make_record(), checkout / "results")
+    main(["--root", str(checkout)])
+    path = checkout / name
+    path.write_text(path.read_text().replace("88.5", "89.5"))
+    assert main(["--root", str(checkout), "--check"]) == 1
+    assert f"{name}: is stale" in capsys.readouterr().err
+
+
+def test_check_writes_nothing(checkout: Path) -> None:
+    main(["--root", str(checkout), "--check"])
+    assert "old" in (checkout / "README.md").read_text() and list((checkout / "results").iterdir()) == []
+
+
+def test_without_records(checkout: Path) -> None:
+    assert main(["--root", str(checkout)]) == 0
+    assert "No recipe has been recorded yet" in (checkout / "README.md").read_text()
+    assert len((checkout / "results" / "table.csv").read_text().splitlines()) == 1
+    ET.parse(checkout / "results" / "accuracy_vs_size.svg")
+
+
+def test_broken_record_is_one_line(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_record(make_record(), checkout / "results")
+    path.write_text("{")
+    assert main(["--root", str(checkout)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and str(path) in error
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}"])
+def test_missing_markers_are_refused(text: str) -> None:
+    with pytest.raises(ArtifactError, match="once each"):
+        put_between(text, "x\n", "README.md")
+
+
+def test_csv_holds_every_record_as_numbers() -> None:
+    rows = list(csv.DictReader(io.StringIO(table_csv(many()))))
+    assert [r["recipe"] for r in rows] == ["big_w8a8", "toy_w8a8", "toy_w4a8", "toy_w4a4"]
+    row = next(r for r in rows if r["recipe"] == "toy_w4a8")
+    assert None not in row and "" not in {row[k] for k in row if k not in ("torchvision", "timm", "zoo")}
+    expected = {
+        "top1": 88.5, "drop": 1.5, "drop_low": -0.25, "drop_high": 3.25, "weights_bytes": 12345, "seconds": 21.8,
+        "compression": 8.0, "n": 200, "seed": 7, "dirty": 0,
+    }  # fmt: skip
+    assert {k: float(row[k]) for k in expected} == pytest.approx(expected, abs=0.05)
+    assert row["artifact_sha256"] == "d" * 64
+
+
+def test_readme_has_a_table_for_each_data_set() -> None:
+    text = readme_tables(many())
+    assert text.count("|---|---|---:") == 2
+    assert "**imagenet-val1000**, 1,000 images" in text and "**shapes**, 200 images" in text
+    row = next(line for line in text.splitlines() if "`toy_w4a8`" in line)
+    for part in ("90.00", "**88.50**", "1.50 [-0.25, 3.25]", "12.3 kB", "8.0x smaller", "22 s", "dddddddddddd"):
+        assert part in row
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert widths == {12}
+
+
+def test_a_subset_is_labelled() -> None:
+    record = make_record(data=EvalData("shapes", 50, "first 50", "b" * 64))
+    assert "**shapes (first 50)**, 50 images" in readme_tables([record])
+
+
+def test_order_of_records_does_not_matter() -> None:
+    assert table_csv(many()) == table_csv(many()[::-1])
+    assert readme_tables(many()) == readme_tables(many()[::-1])
+
+
+def test_plot_shows_every_point_on_a_log_axis() -> None:
+    same = {"float_bytes": 1_000_000, "float_top1": 90.0}
+    records = [
+        make_record(recipe=f"toy_w{b}a8", bits=f"W{b}A8", weights_bytes=n, top1=t, drop=90.0 - t,
+                    drop_interval=(90.0 - t - 1, 90.0 - t + 1), **same)
+        for b, n, t in ((8, 100_000, 89.0), (4, 10_000, 85.0))
+    ]  # fmt: skip
+    root = ET.fromstring(accuracy_vs_size(records))
+    where = {}
+    for circle in root.iter(f"{SVG}circle"):
+        title = circle.find(f"{SVG}title")
+        if title is not None:
+            where[title.text.split(", ")[2].split(":")[0]] = (float(circle.get("cx")), float(circle.get("cy")))
+    assert set(where) == {"W8A8", "W4A8", "float"}
+    # A factor of ten is the same distance everywhere; higher accuracy is further up, in proportion.
+    assert where["float"][0] - where["W8A8"][0] == pytest.approx(where["W8A8"][0] - where["W4A8"][0], abs=0.2)
+    assert (where["W4A8"][1] - where["float"][1]) / (where["W8A8"][1] - where["float"][1]) == pytest.approx(5, rel=0.02)
+    texts = [t.text for t in root.iter(f"{SVG}text")]
+    assert {"W8A8", "W4A8", "float", "toy, shapes", "100 kB", "top-1 (%)"} <= set(texts)
+
+
+def test_plot_labels_do_not_collide() -> None:
+    close = [make_record(recipe=f"toy_w{b}a8", bits=f"W{b}A8", weights_bytes=12_000 + b) for b in (2, 3, 4, 8)]
+    root = ET.fromstring(accuracy_vs_size(close))
+    labels = [t for t in root.iter(f"{SVG}text") if t.text in {"W2A8", "W3A8", "W4A8", "W8A8"}]
+    spots = [(float(t.get("x")), float(t.get("y"))) for t in labels]
+    assert len(spots) == 4
+    for i, (x, y) in enumerate(spots):
+        assert all(abs(x - u) > 24 or abs(y - v) > 10 for u, v in spots[:i])
+
+
+def test_names_are_escaped_in_the_plot() -> None:
+    ET.fromstring(accuracy_vs_size([make_record(model="a<b&c")]))
+
+
+def test_the_checkout_is_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "evaluate.table", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

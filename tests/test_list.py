@@ -1,0 +1,74 @@
+"""``python -m zoo.list`` tells a newcomer what exists, without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.records import make_record
+from zoo import list as zoo_list
+from zoo.paths import recipes_dir, results_dir
+from zoo.results import write_record
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for kind in ("recipe", "model", "data"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / f"some_{kind}.yaml").write_text(f"# @package _global_\ndescription: a {kind}\n")
+    monkeypatch.setattr(zoo_list, "recipes_dir", lambda: tmp_path)
+    monkeypatch.setattr(zoo_list, "results_dir", lambda: tmp_path / "results")
+    return tmp_path
+
+
+def test_names_and_descriptions(folders: Path) -> None:
+    text = zoo_list.overview()
+    for kind in ("recipe", "model", "data"):
+        assert f"some_{kind}  a {kind}\n" in text
+    assert "none yet" in text
+    assert zoo_list.recipes() == ["some_recipe"]
+
+
+def test_checkpoints_with_accuracy_and_size(folders: Path) -> None:
+    write_record(make_record(), folders / "results")
+    line = next(s for s in zoo_list.overview().splitlines() if "toy_w4a8" in s)
+    assert line.split() == ["toy_w4a8", "W4A8", "88.50", "%", "90.00", "%", "12", "kB", "shapes,", "200", "tflite", "run", "the", "recipe"]
+    (folders / "results" / "toy_w4a8" / "model.safetensors").write_bytes(b"")
+    assert "here" in next(s for s in zoo_list.overview().splitlines() if "toy_w4a8" in s)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a list", "\x00"])
+def test_broken_yaml_is_one_line(folders: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folders / "recipe" / "bad.yaml").write_text(text)
+    assert zoo_list.main([]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: bad.yaml: ") and error.count("\n") == 1
+
+
+def test_an_argument_is_refused(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo_list.main(["nonsense"]) == 2 and zoo_list.main(["--help"]) == 0
+    assert "python -m zoo.list" in capsys.readouterr().out
+
+
+def test_command_lists_what_is_on_disk() -> None:
+    done = subprocess.run([sys.executable, "-m", "zoo.list"], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = [p.stem for kind in ("recipe", "model", "data") for p in (recipes_dir() / kind).glob("*.yaml")]
+    names += [p.parent.name for p in results_dir().glob("*/*-*.json")]
+    assert [n for n in names if n not in done.stdout] == []
+
+
+def test_every_shipped_recipe_says_what_it_is() -> None:
+    for kind in ("recipe", "model", "data"):
+        missing = [name for name, text in zoo_list.describe(recipes_dir() / kind).items() if not text]
+        assert missing == [], f"recipes/{kind}: no description"
+
+
+def test_torch_stays_out() -> None:
+    code = "import sys, zoo.list; zoo.list.overview(); print(sorted({'torch', 'timm', 'hydra'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,59 @@
+"""Low-bit vision networks that run in integers: recipes, checkpoints, and numbers that come back.
+
+``load(name)`` gives a prequantized network, ``quantize(model, recipe, loader)`` quantizes your own,
+``list_recipes()`` and ``list_checkpoints()`` say what there is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from torch import nn
+
+    from zoo.artifact.checkpoint import Network
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "list_checkpoints", "list_recipes", "load", "quantize"]
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the shipped recipes."""
+    from zoo.paths import recipes_dir
+
+    return sorted(p.stem for p in (recipes_dir() / "recipe").glob("*.yaml"))
+
+
+def list_checkpoints() -> list[str]:
+    """Return the names that ``load`` finds without a download."""
+    from zoo.paths import results_dir
+
+    return sorted(p.parent.parent.name for p in results_dir().glob("*/checkpoint/manifest.json"))
+
+
+def load(name_or_path: str | Path, integer: bool = False) -> Network:
+    """Return a prequantized network by name or from a folder, every file's hash verified first.
+
+    ``integer=False`` gives the fake-quantized network (float arithmetic, fastest on a CPU), ``integer=True`` the one
+    that computes in integers only, in the checkpoint's semantics. It has ``.preprocess`` (picture -> input),
+    ``.labels`` and ``.card``. Raises ArtifactError for a missing, altered or malformed checkpoint.
+    """
+    from zoo.loading import load_network
+
+    return load_network(name_or_path, integer=integer)
+
+
+def quantize(model: nn.Module, recipe: str | dict[str, Any], calibration_loader: Iterable[Any]) -> Network:
+    """Quantize your own float network with a recipe's formats and steps, and return the integer network.
+
+    ``recipe`` is a shipped recipe's name or a mapping with ``quant`` and ``steps``; ``calibration_loader`` yields
+    preprocessed float batches ``[N, C, H, W]`` of training images, alone or as the first of a tuple. The result's
+    ``.save(folder)`` writes a checkpoint that ``load`` reads. Raises GraphError for an operation without a quantized
+    form, RecipeError for a bad recipe, DataError for too few images.
+    """
+    from zoo.loading import quantize_network
+
+    return quantize_network(model, recipe, calibration_loader)

@@ -1,0 +1,273 @@
+"""Recipe -> model -> data -> steps -> checkpoint -> evaluation of what was saved -> record."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from zoo import __version__
+from zoo.artifact import checkpoint
+from zoo.artifact.card import render_card
+from zoo.context import Context, Images
+from zoo.data import DataConfig, Split, class_names, load_split
+from zoo.errors import RecipeError
+from zoo.evaluation import Scores, predict
+from zoo.graph.trace import trace
+from zoo.integer.program import Program
+from zoo.paths import results_dir
+from zoo.preprocess import Preprocess
+from zoo.progress import bar
+from zoo.recipe import Recipe, content_hash, make_step
+from zoo.resolve import build
+from zoo.results import (
+    Calibration,
+    EvalData,
+    Git,
+    Machine,
+    Parent,
+    Record,
+    paired_interval,
+    write_record,
+)
+from zoo.weights import ModelConfig, build_model, load_weights
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run made: the record, and the folder of the checkpoint."""
+
+    record: Record
+    folder: Path
+
+
+def run(fields: dict[str, Any], *, output: Path | None = None, command: str = "") -> Run:
+    """Execute a resolved recipe and return its record; the checkpoint lies in ``<output>/<name>/checkpoint``.
+
+    Accuracy is measured on networks loaded back from the saved checkpoint, never on the objects in memory.
+    """
+    recipe = Recipe.parse(fields)
+    configure(recipe)
+    model_config = build(ModelConfig, recipe.model, "model")
+    data_config = build(DataConfig, recipe.data, "data")
+    preprocess = Preprocess.from_dict(dict(model_config.preprocess))
+    seconds: dict[str, float] = {}
+    started = time.perf_counter()
+    state, source = load_weights(model_config)
+    model = build_model(model_config, state)
+    calibration = load_split(data_config, "calibration", recipe.images)
+    test = load_split(data_config, "test", recipe.test_limit)
+    check_classes(model, test, preprocess)
+    seconds["load"] = round(time.perf_counter() - started, 2)
+
+    images = Images(calibration.images, preprocess, calibration.labels)
+    net, program, semantics, log = execute(recipe, model, images, seconds)
+    root = Path(output) if output else results_dir()
+    folder = root / recipe.name / "checkpoint"
+    config = describe(recipe, model_config, program, semantics, preprocess, source, calibration, fields)
+    text = yaml_text(fields)
+    started = time.perf_counter()
+    scratch = folder.with_name("unverified")
+    checkpoint.save(scratch, program, config, recipe=text, metrics={}, card="")
+    loaded = checkpoint.read(scratch)
+    scores = {
+        "float": predict(model, test, preprocess, "float"),
+        "fake": predict(loaded.network(), test, preprocess, "fake-quantized"),
+        "integer": predict(loaded.network(integer=True), test, preprocess, "integer"),
+    }
+    seconds["evaluate"] = round(time.perf_counter() - started, 2)
+    record = make_record(recipe, fields, config, scores, test, calibration, source, scratch, state, seconds, command, log)
+    metrics = record.to_dict()
+    card = render_card(metrics, config)
+    checkpoint.save(folder, program, config, recipe=text, metrics=metrics, card=card)
+    remove(scratch)
+    write_record(record, root)
+    return Run(record, folder)
+
+
+def configure(recipe: Recipe) -> None:
+    """Make the run repeatable: seed, thread count, deterministic kernels, TF32 off."""
+    torch.manual_seed(recipe.seed)
+    torch.set_num_threads(recipe.threads)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def check_classes(model: nn.Module, test: Split, preprocess: Preprocess) -> None:
+    """Refuse a data set whose classes or colours are not the network's."""
+    with torch.no_grad():
+        width = model(preprocess.batch(test.images[:1])).shape[1]
+    if width != len(test.classes):
+        raise RecipeError(
+            f"data: {test.name} has {len(test.classes)} classes, the model's weights know {width}; choose the data set "
+            "the weights were trained for"
+        )
+
+
+def execute(
+    recipe: Recipe, model: nn.Module, images: Images, seconds: dict[str, float]
+) -> tuple[fx.GraphModule, Program, str, dict[str, Any]]:
+    """Run the steps in order and return the integer graph, its Program, its semantics, and what the steps logged."""
+    parent = trace(model, images.at(slice(0, 1)))
+    parent = parent.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, images, bar)
+    net = parent
+    for i, step in enumerate(recipe.steps):
+        started = time.perf_counter()
+        context.position = i
+        net = make_step(step, f"recipe.steps[{i}]")(net, context)
+        seconds[f"{i}-{step.name}"] = round(time.perf_counter() - started, 2)
+    if "program" not in net.meta:
+        raise RecipeError("recipe.steps: the last step must be integerize, so that a checkpoint can be written")
+    return net, net.meta["program"], net.meta["semantics"], context.log
+
+
+def bits_label(program: Program) -> str:
+    """Return ``W4A8``: the bits of most weights and of most activation tensors between layers."""
+    sizes: dict[int, int] = {}
+    acts: dict[int, int] = {}
+    for node in program.nodes[1:-1]:
+        if node.weight is not None:
+            sizes[node.weight.bits] = sizes.get(node.weight.bits, 0) + program.tensors[f"{node.name}.weight"].numel()
+        if node.out is not None:
+            acts[node.out.bits] = acts.get(node.out.bits, 0) + 1
+    weight = max(sizes, key=lambda b: sizes[b]) if sizes else 8
+    return f"W{weight}A{max(acts, key=lambda b: acts[b]) if acts else 8}"
+
+
+def describe(
+    recipe: Recipe, model: ModelConfig, program: Program, semantics: str, preprocess: Preprocess,
+    source: dict[str, Any], calibration: Split, fields: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Return config.json without the nodes: no timestamps, no machine, no paths."""
+    groups: dict[str, dict[str, Any]] = {}
+    for node in program.nodes:
+        if node.weight is not None:
+            scheme = {
+                "num_bits": node.weight.bits, "type": "int", "symmetric": node.weight.symmetric, "dynamic": False,
+                "strategy": "channel" if node.weight.per_channel else "tensor",
+            }  # fmt: skip
+            group = groups.setdefault(f"group_w{node.weight.bits}", {"targets": [], "weights": scheme})
+            group["targets"].append(node.name)
+    labels = class_names(model.labels) if model.labels else ()
+    return {
+        "name": recipe.name,
+        "architecture": model.name,
+        "license": model.license,
+        "num_classes": int(program.tensors[f"{program.nodes[-1].name}.bias"].numel()),
+        "semantics": semantics,
+        "preprocess": preprocess.to_dict(),
+        "labels": list(labels),
+        "quantization_config": {
+            "quant_method": "lowbit-zoo", "format": "pack-quantized", "quantization_status": "compressed",
+            "config_groups": groups, "ignore": [], "bn_folded": True, "rounding": semantics,
+            "packing": {"word": "int32", "bit_order": "lsb-first", "encoding": "offset-binary"},
+        },
+        "provenance": {
+            "base_model": source, "recipe_sha256": content_hash(fields), "code_version": __version__,
+            "seed": recipe.seed,
+            "calibration": {
+                "dataset": calibration.name, "n": len(calibration), "fingerprint": calibration.fingerprint,
+            },
+        },
+    }  # fmt: skip
+
+
+def make_record(
+    recipe: Recipe, fields: dict[str, Any], config: dict[str, Any], scores: dict[str, Scores], test: Split,
+    calibration: Split, source: dict[str, Any], folder: Path, state: dict[str, torch.Tensor],
+    seconds: dict[str, float], command: str, log: dict[str, Any],
+) -> Record:  # fmt: skip
+    """Return the record of a run."""
+    drop, low, high = paired_interval(scores["float"].correct, scores["integer"].correct)
+    weights = folder / "model.safetensors"
+    program = checkpoint.read(folder).program
+    return Record(
+        recipe=recipe.name, recipe_sha256=content_hash(fields), model=str(recipe.model["name"]),
+        bits=bits_label(program), semantics=config["semantics"], budget=recipe.budget,
+        data=EvalData(test.name, len(test), test.subset or "full", test.fingerprint),
+        calibration=Calibration(calibration.name, len(calibration), calibration.fingerprint), seed=recipe.seed,
+        top1=scores["integer"].top1, top1_fake=scores["fake"].top1,
+        agreement=100.0 * float((scores["fake"].choice == scores["integer"].choice).mean()),
+        float_top1=scores["float"].top1, drop=drop, drop_interval=(low, high),
+        weights_bytes=weights.stat().st_size,
+        float_bytes=sum(t.numel() * t.element_size() for t in state.values() if t.is_floating_point()),
+        artifact_sha256=checkpoint.files.sha256(weights),
+        parent=Parent(str(source.get("source", "unknown")), str(source.get("sha256", ""))),
+        seconds=seconds, versions=versions(), machine=Machine(cpu_name(), torch.get_num_threads()), git=git_state(),
+        command=command, steps=tuple(json.dumps({s.name: s.settings}, sort_keys=True) if s.settings else s.name
+                                     for s in recipe.steps),
+        notes=tuple(f"{k}: {json.dumps(v, sort_keys=True)}" for k, v in sorted(log.items())),
+    )  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a number may depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "zoo": __version__}
+    for package in ("torch", "torchvision", "timm", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def cpu_name() -> str:
+    """Return the processor's name with the instruction set torch uses."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def git_state() -> Git:
+    """Return the commit of the code, or ``unknown`` outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+
+    def ask(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if not (root / ".git").exists():
+        return Git("unknown", False)
+    changed = ask("status", "--porcelain", "--untracked-files=no", "--", "zoo", "recipes")
+    return Git(ask("rev-parse", "HEAD") or "unknown", bool(changed))
+
+
+def yaml_text(fields: dict[str, Any]) -> str:
+    """Return the resolved recipe as YAML, in its own order."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(fields))
+
+
+def remove(folder: Path) -> None:
+    """Delete a scratch folder."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def dry(fields: dict[str, Any]) -> Recipe:
+    """Check a recipe without running it."""
+    recipe = Recipe.parse(fields)
+    build(ModelConfig, recipe.model, "model")
+    build(DataConfig, recipe.data, "data")
+    return recipe
+

@@ -1,0 +1,14 @@
+"""Progress bars for everything that takes more than a moment."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+
+def bar(items: Iterable[Any], label: str, total: int | None = None) -> Iterable[Any]:
+    """Yield the items under a bar on standard error; on a terminal only, and only after a second."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=label, total=total, delay=1, leave=False, disable=not sys.stderr.isatty())

@@ -1,0 +1,81 @@
+"""A recipe as data: plain YAML in, frozen dataclasses out, every error with the path of the field."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from zoo.errors import RecipeError
+from zoo.quant.spec import QuantConfig
+from zoo.resolve import build, class_name, load
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: its name (a file of ``zoo/steps``) and its settings."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What ``recipes/recipe/NAME.yaml`` resolves to.
+
+    ``model`` and ``data`` are the resolved groups; ``images`` caps the calibration images, ``test_limit`` the test
+    images (a subset is labelled as one in the record); ``tolerance`` is what a re-run may differ by, in points.
+    """
+
+    name: str
+    model: dict[str, Any]
+    data: dict[str, Any]
+    quant: QuantConfig
+    steps: tuple[Step, ...]
+    description: str = ""
+    seed: int = 0
+    budget: Literal["fast", "full"] = "fast"
+    images: int | None = None
+    test_limit: int | None = None
+    threads: int = 2
+    tolerance: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, fields: Any, where: str = "recipe") -> Recipe:
+        """Return the recipe of a plain mapping; RecipeError says which field is wrong and what is known."""
+        if not isinstance(fields, dict):
+            raise RecipeError(f"{where}: expected a mapping")
+        plain = dict(fields)
+        steps = plain.pop("steps", None)
+        if not isinstance(steps, list) or not steps:
+            raise RecipeError(f"{where}.steps: expected a list of at least one step")
+        recipe = build(cls, plain | {"steps": ()}, where)
+        parsed = tuple(_step(entry, f"{where}.steps[{i}]") for i, entry in enumerate(steps))
+        for i, step in enumerate(parsed):
+            make_step(step, f"{where}.steps[{i}]")
+        object.__setattr__(recipe, "steps", parsed)
+        if recipe.threads < 1 or recipe.seed < 0 or (recipe.images is not None and recipe.images < 1):
+            raise RecipeError(f"{where}: threads and images must be positive, seed must not be negative")
+        return recipe
+
+
+def _step(entry: Any, where: str) -> Step:
+    if isinstance(entry, str):
+        return Step(entry)
+    if isinstance(entry, dict) and len(entry) == 1:
+        ((name, settings),) = entry.items()
+        if isinstance(name, str) and (settings is None or isinstance(settings, dict)):
+            return Step(name, dict(settings or {}))
+    raise RecipeError(f"{where}: a step is 'name' or 'name: {{settings}}', got {entry!r}")
+
+
+def make_step(step: Step, where: str) -> Any:
+    """Return the step object: class ``FoldBatchnorm`` of ``zoo/steps/fold_batchnorm.py`` with its settings."""
+    module = load("zoo.steps", step.name, where)
+    return build(getattr(module, class_name(step.name)), step.settings, f"{where}.{step.name}")
+
+
+def content_hash(fields: dict[str, Any]) -> str:
+    """Return the sha256 of a resolved recipe, independent of key order."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,124 @@
+"""``python -m zoo.run recipe=NAME [field=value ...]``: quantize, evaluate, save, record."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import RecipeError, ZooError, suggest
+from zoo.paths import recipes_dir
+
+_OWN = ("output", "check")
+
+HELP = """\
+Quantize a network by a recipe, save the checkpoint, measure it, write the record.
+
+usage: python -m zoo.run recipe=NAME [field=value ...]
+       python -m zoo.list                     recipes, models, data sets, checkpoints with accuracy and size
+
+  recipe=NAME            one of: {recipes}
+  FIELD=VALUE            change any field, e.g. seed=1 budget=full steps.2.calibrate.act=percentile quant.act.bits=6
+  model=NAME data=NAME quant=NAME   swap a whole group
+  output=DIR             where to write (default: results/ of a checkout, ./results otherwise)
+  check=true             resolve and print the recipe, run nothing
+  -h, --help             this text
+
+  {example}
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line and return its exit code: 0 done, 2 a mistake that the one-line message explains."""
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(help_text())
+            return 0
+        fields, own = resolve(arguments)
+        if own.get("check") == "true":
+            from zoo.pipeline import dry, yaml_text
+
+            dry(fields)
+            print(yaml_text(fields), end="")
+            return 0
+        from zoo.pipeline import run
+
+        output = Path(own["output"]) if "output" in own else None
+        done = run(fields, output=output, command="python -m zoo.run " + " ".join(arguments))
+    except ZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    report(done)
+    return 0
+
+
+def report(done: Any) -> None:
+    """Print what a run made."""
+    r = done.record
+    print(f"{r.recipe}: {r.top1:.2f} % top-1 in integers ({r.semantics}), float {r.float_top1:.2f} %, drop {r.drop:.2f} "
+          f"[{r.drop_interval[0]:.2f}, {r.drop_interval[1]:.2f}] on {r.data.n} images of {r.data.name}")  # fmt: skip
+    print(f"{r.bits}, {r.weights_bytes / 1000:.1f} kB instead of {r.float_bytes / 1000:.1f} kB; fake-quantized "
+          f"{r.top1_fake:.2f} %, same class on {r.agreement:.2f} % of the images")  # fmt: skip
+    print(f"checkpoint {done.folder}")
+
+
+def names(group: str = "recipe") -> list[str]:
+    """Return the shipped YAML names of a group."""
+    return sorted(p.stem for p in (recipes_dir() / group).glob("*.yaml"))
+
+
+def help_text() -> str:
+    """Return the help, with the recipes there are."""
+    known = names()
+    first = next((n for n in known if "fashion" in n), known[0] if known else "NAME")
+    return HELP.format(recipes=", ".join(known), example=f"start with: python -m zoo.run recipe={first}")
+
+
+def resolve(arguments: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the composed recipe as plain values, and our own options. RecipeError for anything Hydra refuses."""
+    own: dict[str, str] = {}
+    overrides = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if not value or not key:
+            raise RecipeError(f"{argument!r}: expected field=value; try python -m zoo.run --help")
+        if key in _OWN:
+            own[key] = value
+        elif key == "recipe" and value not in names():
+            raise RecipeError(f"recipe {value!r} is unknown{suggest(value, names())}")
+        elif key in ("model", "data", "quant") and value not in names(key):
+            raise RecipeError(f"{key} {value!r} is unknown{suggest(value, names(key))}")
+        else:
+            overrides.append(argument)
+    return compose(overrides), own
+
+
+def compose(overrides: list[str]) -> dict[str, Any]:
+    """Compose the Hydra configuration of some overrides into plain values."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(config_dir=str(recipes_dir()), version_base="1.3"):
+            config = hydra_compose("config", overrides=overrides)
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise RecipeError(f"recipe: {missing[0]} is not set; name a recipe: recipe={names()[0]}")
+        fields = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        first = " ".join(str(error).split())
+        cause = error.__cause__
+        detail = f" ({' '.join(str(cause).split())[:160]})" if cause else ""
+        raise RecipeError(f"recipe: {first[:200]}{detail}") from None
+    assert isinstance(fields, dict)
+    return {str(k): v for k, v in fields.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
