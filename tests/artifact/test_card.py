@@ -11,6 +11,11 @@ from tests.records import make_record
 from zoo.artifact.card import render_card
 
 
+def layer(name: str, op: str, source: str, weight: int, output: int, groups: int = 1) -> dict[str, Any]:
+    formats = {"out": out(output), "weight": {"bits": weight}}
+    return {"name": name, "op": op, "inputs": [source], "attrs": {"groups": groups}, **formats}
+
+
 def out(bits: int) -> dict[str, Any]:
     return {"bits": bits, "signed": True, "qmin": 0, "qmax": 1, "scale": 0.5, "zero_point": 0}
 
@@ -18,13 +23,13 @@ def out(bits: int) -> dict[str, Any]:
 CONFIG: dict[str, Any] = {
     "nodes": [
         {"name": "image_codes", "op": "input", "inputs": [], "out": out(8)},
-        {"name": "stem", "op": "conv2d", "inputs": ["image_codes"], "attrs": {"groups": 1}, "out": out(8), "weight": {"bits": 8}},
-        {"name": "b1", "op": "conv2d", "inputs": ["stem"], "attrs": {"groups": 1}, "out": out(4), "weight": {"bits": 4}},
-        {"name": "b2", "op": "conv2d", "inputs": ["b1"], "attrs": {"groups": 16}, "out": out(4), "weight": {"bits": 4}},
+        layer("stem", "conv2d", "image_codes", 8, 8),
+        layer("b1", "conv2d", "stem", 4, 4),
+        layer("b2", "conv2d", "b1", 4, 4, groups=16),
         {"name": "sum", "op": "add", "inputs": ["stem", "b2"], "out": out(5)},
         {"name": "pool", "op": "mean", "inputs": ["sum"], "out": out(7)},
         {"name": "flat", "op": "flatten", "inputs": ["pool"], "out": None},
-        {"name": "fc", "op": "linear", "inputs": ["flat"], "out": out(16), "weight": {"bits": 8}},
+        layer("fc", "linear", "flat", 8, 16),
     ],
     "license": "mit",
     "preprocess": {"size": [32, 32], "mean": [1.5]},

@@ -1,0 +1,42 @@
+"""Re-estimate BatchNorm statistics as the plain mean over calibration batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from zoo.context import Context
+from zoo.errors import GraphError
+from zoo.graph.fold import clone
+
+
+@dataclass(frozen=True)
+class ReestimateBatchnorm:
+    """Cumulative moving average over ``batches`` batches in train mode (Nagel et al. 2022, section 3.2)."""
+
+    batches: int = 50
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuse an empty estimate; a batch of one has no variance."""
+        if self.batches < 1 or self.batch < 2:
+            raise ValueError("batches must be positive and batch at least 2")
+
+    @torch.no_grad()
+    def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
+        """Return the graph with new statistics; raises GraphError when no BatchNorm is left."""
+        net = clone(net)
+        norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        if not norms:
+            raise GraphError("reestimate_batchnorm: no batch normalisation is left; put it before fold_batchnorm")
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        limit = min(self.batches * self.batch, len(ctx.calibration))
+        for batch in ctx.progress(ctx.calibration.batches(self.batch, limit), "batch norm", -(-limit // self.batch)):
+            if len(batch) > 1:
+                net(batch)
+        return net.eval()
