@@ -13,7 +13,7 @@ from zoo.results import Record
 _WIDTH, _HEIGHT = 860, 520
 _LEFT, _TOP, _RIGHT, _BOTTOM = 70, 46, 630, 460  # the frame; the legend stands to the right of it
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#7f6000", "#6a3d9a", "#444444")
-_CHARACTER = 6.3  # width of one 11 px sans-serif character, for keeping labels apart
+_CHARACTER = 7.4  # width of one 11 px sans-serif character, for keeping labels apart
 _Scale = Callable[[float], float]
 
 
@@ -69,6 +69,7 @@ def _chart(series: dict[str, list[_Point]], points: list[_Point]) -> list[str]:
         return _BOTTOM - (top1 - bottom) / (top - bottom) * (_BOTTOM - _TOP)
 
     body = _axes(x, y, (low, high), (bottom, top, step))
+    labels: list[str] = []
     taken = [(x(p.size) - 5, y(p.top1) - 5, x(p.size) + 5, y(p.top1) + 5) for p in points]
     for index, (name, group) in enumerate(series.items()):
         colour = _COLOURS[index % len(_COLOURS)]
@@ -82,17 +83,19 @@ def _chart(series: dict[str, list[_Point]], points: list[_Point]) -> list[str]:
                 f'stroke-width="1.5"><title>{escape(tip)}</title></circle>'
             )
             left, base = _place(x(p.size), y(p.top1), len(p.text) * _CHARACTER, taken)
-            body.append(_text(left, base, p.text, colour=colour))
+            # Drawn last and with a white rim, so that no line strikes a label out.
+            halo = '<g stroke="#ffffff" stroke-width="3" paint-order="stroke">'
+            labels.append(f"{halo}{_text(left, base, p.text, colour=colour)}</g>")
         row = _TOP + 14 + 20 * index
         body.append(f'<circle cx="{_RIGHT + 22}" cy="{row - 4}" r="4.5" fill="{colour}"/>')
         body.append(_text(_RIGHT + 34, row, name))
     row = _TOP + 14 + 20 * len(series)
     body.append(f'<circle cx="{_RIGHT + 22}" cy="{row - 4}" r="4.5" fill="#ffffff" stroke="#666666"/>')
     body.append(_text(_RIGHT + 34, row, "float parent, same images"))
-    return body
+    return body + labels
 
 
-def _axes(x: _Scale, y: _Scale, decades: tuple[int, int], ticks: tuple[float, float, float]) -> list[str]:
+def _axes(x: _Scale, y: _Scale, span: tuple[float, float], ticks: tuple[float, float, float]) -> list[str]:
     body = []
     bottom, top, step = ticks
     for index in range(round((top - bottom) / step) + 1):
@@ -100,14 +103,14 @@ def _axes(x: _Scale, y: _Scale, decades: tuple[int, int], ticks: tuple[float, fl
         height = y(value)
         body.append(f'<path d="M{_LEFT} {height:.1f}H{_RIGHT}" stroke="#e3e3e3"/>')
         body.append(_text(_LEFT - 8, height + 4, f"{value:g}", anchor="end"))
-    for exponent in range(decades[0], decades[1] + 1):
+    for exponent in range(math.floor(span[0]), math.ceil(span[1]) + 1):
         for mantissa in range(1, 10):
             size = mantissa * 10.0**exponent
-            if not decades[0] <= math.log10(size) <= decades[1]:
+            if not span[0] - 1e-9 <= math.log10(size) <= span[1] + 1e-9:
                 continue
             tone = "#cccccc" if mantissa == 1 else "#f0f0f0"
             body.append(f'<path d="M{x(size):.1f} {_TOP}V{_BOTTOM}" stroke="{tone}"/>')
-            if mantissa in (1, 3):
+            if mantissa in (1, 2, 5):
                 body.append(_text(x(size), _BOTTOM + 18, _bytes(size), anchor="middle"))
     frame = f'x="{_LEFT}" y="{_TOP}" width="{_RIGHT - _LEFT}" height="{_BOTTOM - _TOP}"'
     body.append(f'<rect {frame} fill="none" stroke="#888888"/>')
@@ -135,9 +138,10 @@ def _place(cx: float, cy: float, width: float, taken: list[tuple[float, float, f
     return best[0], best[1] + 9
 
 
-def _log_range(sizes: list[float]) -> tuple[int, int]:
-    low, high = math.floor(math.log10(min(sizes))), math.ceil(math.log10(max(sizes)))
-    return low, max(high, low + 1)
+def _log_range(sizes: list[float]) -> tuple[float, float]:
+    steps = [math.log10(m * 10.0**e) for e in range(1, 13) for m in (1, 2, 5)]  # 10 B to 5 TB
+    low, high = math.log10(min(sizes)), math.log10(max(sizes))
+    return max(s for s in steps if s < low - 0.02), min(s for s in steps if s > high + 0.02)
 
 
 def _linear_range(values: list[float]) -> tuple[float, float, float]:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for kind in ("recipe", "model", "data"):
+    for kind in ("recipe", "model", "data", "quant"):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / f"some_{kind}.yaml").write_text(f"# @package _global_\ndescription: a {kind}\n")
     monkeypatch.setattr(zoo_list, "recipes_dir", lambda: tmp_path)
@@ -28,10 +28,14 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_names_and_descriptions(folders: Path) -> None:
     text = zoo_list.overview()
-    for kind in ("recipe", "model", "data"):
+    for kind in ("recipe", "model", "data", "quant"):
         assert f"some_{kind}  a {kind}\n" in text
     assert "none yet" in text
-    assert zoo_list.recipes() == ["some_recipe"]
+
+
+def test_a_comment_stands_in_for_the_description(folders: Path) -> None:
+    (folders / "quant" / "w3.yaml").write_text("# @package quant\n# three bits\nweight: {bits: 3}\n")
+    assert "w3          three bits\n" in zoo_list.overview()
 
 
 def test_checkpoints_with_accuracy_and_size(folders: Path) -> None:
@@ -39,7 +43,8 @@ def test_checkpoints_with_accuracy_and_size(folders: Path) -> None:
     line = next(s for s in zoo_list.overview().splitlines() if "toy_w4a8" in s)
     expected = "toy_w4a8  W4A8  88.50 %  90.00 %  12 kB  shapes, 200  tflite  run the recipe"
     assert line.split() == expected.split()
-    (folders / "results" / "toy_w4a8" / "model.safetensors").write_bytes(b"")
+    (folders / "results" / "toy_w4a8" / "checkpoint").mkdir()
+    (folders / "results" / "toy_w4a8" / "checkpoint" / "manifest.json").write_text("{}")
     assert "here" in next(s for s in zoo_list.overview().splitlines() if "toy_w4a8" in s)
 
 
@@ -58,13 +63,13 @@ def test_an_argument_is_refused(folders: Path, capsys: pytest.CaptureFixture[str
 
 def test_command_lists_what_is_on_disk() -> None:
     done = subprocess.run([sys.executable, "-m", "zoo.list"], cwd=ROOT, capture_output=True, text=True, check=True)
-    names = [p.stem for kind in ("recipe", "model", "data") for p in (recipes_dir() / kind).glob("*.yaml")]
+    names = [p.stem for kind in ("recipe", "model", "data", "quant") for p in (recipes_dir() / kind).glob("*.yaml")]
     names += [p.parent.name for p in results_dir().glob("*/*-*.json")]
     assert [n for n in names if n not in done.stdout] == []
 
 
 def test_every_shipped_recipe_says_what_it_is() -> None:
-    for kind in ("recipe", "model", "data"):
+    for kind in ("recipe", "model", "data", "quant"):
         missing = [name for name, text in zoo_list.describe(recipes_dir() / kind).items() if not text]
         assert missing == [], f"recipes/{kind}: no description"
 

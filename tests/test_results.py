@@ -186,3 +186,12 @@ def test_shipped_checkpoints_are_the_recorded_ones() -> None:
     for path in results_dir().rglob("model.safetensors"):
         recipe = path.relative_to(results_dir()).parts[0]
         assert hashlib.sha256(path.read_bytes()).hexdigest() in known.get(recipe, set()), f"{recipe} has no record"
+
+
+def test_shipped_records_are_of_todays_recipes() -> None:
+    """A recipe that changed after its record was made needs a new run."""
+    from zoo.recipe import content_hash
+    from zoo.run import compose
+
+    for record in read_records(results_dir()):
+        assert record.recipe_sha256 == content_hash(compose([f"recipe={record.recipe}"])), f"{record.file} is stale"

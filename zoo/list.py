@@ -14,13 +14,11 @@ from zoo.results import read_records
 
 
 def describe(folder: Path) -> dict[str, str]:
-    """Return ``{name: description}`` of the YAML files in a folder, sorted; a broken file raises RecipeError."""
-    return {path.stem: str(_yaml(path).get("description", "")) for path in sorted(folder.glob("*.yaml"))}
+    """Return ``{name: description}`` of the YAML files in a folder, sorted; a broken file raises RecipeError.
 
-
-def recipes() -> list[str]:
-    """Return the names that ``python -m zoo.run recipe=NAME`` takes."""
-    return sorted(path.stem for path in (recipes_dir() / "recipe").glob("*.yaml"))
+    The description is the field of that name, or else the first comment that is not Hydra's.
+    """
+    return {path.stem: _description(path) for path in sorted(folder.glob("*.yaml"))}
 
 
 def overview() -> str:
@@ -30,10 +28,19 @@ def overview() -> str:
         _block("recipes: python -m zoo.run recipe=NAME", describe(root / "recipe")),
         _block("models: model=NAME", describe(root / "model")),
         _block("data sets: data=NAME", describe(root / "data")),
+        _block("formats: quant=NAME", describe(root / "quant")),
         "steps, in a recipe's list:\n  " + (", ".join(resolve.names("zoo.steps")) or "none"),
         "published checkpoints: zoo.load(NAME)\n" + _checkpoints(results_dir()),
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _description(path: Path) -> str:
+    fields = _yaml(path)
+    if "description" in fields:
+        return str(fields["description"])
+    comments = (s[1:].strip() for s in path.read_text(encoding="utf-8").splitlines() if s.startswith("#"))
+    return next((s for s in comments if s and not s.startswith("@package")), "")
 
 
 def _yaml(path: Path) -> Mapping[str, Any]:
@@ -69,7 +76,7 @@ def _checkpoints(root: Path) -> str:
             f"{r.data.name}, {r.data.n:,}",
             r.semantics,
             # Large checkpoints are not kept in git: the recipe makes them, byte for byte.
-            "here" if any((root / r.recipe).rglob("model.safetensors")) else "run the recipe",
+            "here" if (root / r.recipe / "checkpoint" / "manifest.json").is_file() else "run the recipe",
         )
         for r in read_records(root)
     ]

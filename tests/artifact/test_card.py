@@ -56,6 +56,11 @@ def test_front_matter() -> None:
     assert result["metrics"][0]["value"] == 88.5 and result["metrics"][0]["args"] == {"n": 200, "seeds": [7]}
 
 
+def test_a_step_with_settings_gives_its_tag() -> None:
+    text = card(steps=("quantize", '{"distill": {"epochs": 2}}'))
+    assert "distill" in front(text)["tags"] and '`{"distill": {"epochs": 2}}`' in text
+
+
 def test_awkward_names_stay_valid_yaml() -> None:
     fields = front(card(recipe='a: "b" #c', model="x"))
     assert fields["model-index"][0]["name"] == 'a: "b" #c'
@@ -82,7 +87,7 @@ def test_bits_per_layer_group_and_tensor() -> None:
         "[-0.25, 3.25]", "99.50 %", "200 images of shapes", "12,345 bytes", "8.00 times smaller", "98,765 bytes",
         "`python -m zoo.run recipe=toy_w4a8`", "64 images of shapes-train", "seed 7", "`tflite`", "22 s on a CPU",
         "f" * 40, "| `model.safetensors` | `" + "d" * 64, "| `config.json` | `" + "1" * 64, "torch 2.15.0",
-        "fold_batchnorm, quantize, calibrate, adaround, integerize", '{"mean": [1.5], "size": [32, 32]}',
+        "steps: `fold_batchnorm`, `quantize`,", '{"mean": [1.5], "size": [32, 32]}',
     ],
 )  # fmt: skip
 def test_card_says(part: str) -> None:

@@ -48,8 +48,9 @@ def render_card(
 def _front_matter(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     nodes = config["nodes"]
     widths = sorted({n["weight"]["bits"] for n in nodes if n.get("weight")})
-    learned = [s for s in r["steps"] if s in _LEARNED]
-    tags = [*(f"int{b}" for b in widths), r["bits"].lower(), "qat" if "train" in r["steps"] else "ptq", *learned]
+    steps = [_step_name(s) for s in r["steps"]]
+    learned = [s for s in steps if s in _LEARNED]
+    tags = [*(f"int{b}" for b in widths), r["bits"].lower(), "qat" if "train" in steps else "ptq", *learned]
     data = r["data"]
     lines = [f"license: {_q(config.get('license', 'apache-2.0'))}", f"library_name: {_LIBRARY}"]
     lines += ["pipeline_tag: image-classification", f"tags: {_list([*dict.fromkeys(tags), 'quantized'])}"]
@@ -136,7 +137,7 @@ def _making(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     calibration, parent, git = r["calibration"], r["parent"], r["git"]
     lines = [
         f"- command: `{r['command']}` (seed {r['seed']}, budget `{r['budget']}`)",
-        f"- steps: {', '.join(r['steps'])}",
+        f"- steps: {', '.join(f'`{s}`' for s in r['steps'])}",
         f"- calibration: {calibration['n']:,} images of {calibration['name']}, fingerprint "
         f"`{calibration['fingerprint']}`; none of them is among the test images",
         f"- float parent: {parent['source']}, sha256 `{parent['sha256']}`",
@@ -164,6 +165,11 @@ def _hashes(r: Mapping[str, Any], files: Mapping[str, str]) -> str:
     every = {**files, "model.safetensors": r["artifact_sha256"]}
     rows = "\n".join(f"| `{name}` | `{every[name]}` |" for name in sorted(every))
     return f"## sha256\n\n| file | sha256 |\n|---|---|\n{rows}\n\nRecipe: `{r['recipe_sha256']}`."
+
+
+def _step_name(step: str) -> str:
+    # A step with settings is written as the JSON object {name: settings}.
+    return str(next(iter(json.loads(step)))) if step.startswith("{") else step
 
 
 def _words(bits: str) -> str:
