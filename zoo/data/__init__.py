@@ -1,0 +1,9 @@
+"""Data sets: a reader per file, one cache, one fingerprint."""
+
+from __future__ import annotations
+
+from zoo.data._config import DataConfig, load_split
+from zoo.data._labels import class_names
+from zoo.data._split import Split
+
+__all__ = ["DataConfig", "Split", "class_names", "load_split"]

@@ -1,0 +1,48 @@
+"""From ``recipes/data/NAME.yaml`` to a Split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from zoo.data._split import Split, fingerprint
+from zoo.errors import DataError
+from zoo.resolve import load
+
+Role = Literal["train", "calibration", "test"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """``reader`` is a file of ``zoo/data`` with ``read(role, **args) -> Split``; ``description`` is for the listing."""
+
+    name: str
+    reader: str
+    args: dict[str, Any] = field(default_factory=dict)
+    description: str = ""
+
+
+def load_split(config: DataConfig, role: Role, limit: int | None = None) -> Split:
+    """Return a split, or the first ``limit`` images of a fixed shuffle of it.
+
+    Calibration images are training images, never test images. Raises DataError for missing or malformed data and for
+    a limit beyond the split.
+    """
+    reader = load("zoo.data", config.reader, "data.reader")
+    try:
+        split: Split = reader.read(role, **config.args)
+    except TypeError as error:
+        raise DataError(f"data.args: {error}") from None
+    if len(split) == 0:
+        raise DataError(f"{split.name}: the split is empty")
+    if limit is None or limit == len(split):
+        return split
+    if limit > len(split):
+        raise DataError(f"{split.name}: {limit} images asked for, it has {len(split)}")
+    # the rows of the fixed shuffle, in file order
+    rows = np.sort(np.random.Generator(np.random.PCG64(2718281828)).permutation(len(split))[:limit])
+    images, labels = np.ascontiguousarray(split.images[rows]), split.labels[rows]
+    subset = f"{limit} of {len(split)}, fixed shuffle" + (f", of {split.subset}" if split.subset else "")
+    return Split(split.name, images, labels, fingerprint(images, labels), subset, split.classes)
