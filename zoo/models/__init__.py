@@ -1,0 +1,1 @@
+"""Float networks, one file each: ``build(**args) -> nn.Module`` with random weights."""
