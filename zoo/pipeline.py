@@ -85,7 +85,7 @@ def run(fields: dict[str, Any], *, output: Path | None = None, command: str = ""
     seconds["evaluate"] = round(time.perf_counter() - started, 2)
     record = make_record(recipe, fields, config, scores, test, calibration, source, scratch, state, seconds, command, log)
     metrics = record.to_dict()
-    card = render_card(metrics, config)
+    card = render_card(metrics, loaded.config)
     checkpoint.save(folder, program, config, recipe=text, metrics=metrics, card=card)
     remove(scratch)
     write_record(record, root)

@@ -102,7 +102,7 @@ class Preprocess:
         """Return ``(pixel - mean) / std`` as float32 ``[N, C, H, W]`` from uint8 ``[N, H, W, C]``; no crop."""
         import torch
 
-        x = torch.from_numpy(pixels).to(torch.float32)
+        x = torch.tensor(pixels, dtype=torch.float32)
         x = x.sub_(torch.tensor(self.mean)).div_(torch.tensor(self.std))
         return x.permute(0, 3, 1, 2)
 

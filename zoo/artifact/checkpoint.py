@@ -57,7 +57,7 @@ class Checkpoint:
         if integer:
             graph = build_integer(self.program, semantics or self.config["semantics"])
         else:
-            graph = build_simulated(self.program)
+            graph = build_simulated(self.program, semantics or self.config["semantics"])
         return Network(graph, self.program, self.config, self.card)
 
 

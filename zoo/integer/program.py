@@ -94,11 +94,12 @@ class Program:
         raise GraphError(f"{name}: no such node")
 
 
-def extract(net: fx.GraphModule, input_shape: tuple[int, int, int]) -> Program:
+def extract(net: fx.GraphModule, input_shape: tuple[int, int, int], semantics: Any) -> Program:
     """Return the Program of a calibrated Q-graph.
 
     Weight scales are floored where ``|bias| / (s_x s_w)`` would pass 2^29: a dead channel keeps its constant output
-    without overflowing the int32 bias. Raises QuantError, naming the layer, for an uncalibrated quantizer.
+    without overflowing the int32 bias. The bias before a ReLU absorbs the semantics' rounding offset, so that integers
+    have no systematic error. Raises QuantError, naming the layer, for an uncalibrated quantizer.
     """
     program = Program([], {}, input_shape)
     modules = dict(net.named_modules())
@@ -109,7 +110,7 @@ def extract(net: fx.GraphModule, input_shape: tuple[int, int, int]) -> Program:
         module, name = modules[str(node.target)], str(node.target)
         inputs = tuple(names[a] for a in node.args if isinstance(a, fx.Node) and a in names)
         names[node] = name
-        program.nodes.append(_node(module, name, inputs, program))
+        program.nodes.append(_node(module, name, inputs, program, semantics))
     return program
 
 
@@ -123,7 +124,7 @@ def tensor_format(quantizer: Quantizer, name: str) -> TensorFormat:
     )  # fmt: skip
 
 
-def _node(module: nn.Module, name: str, inputs: tuple[str, ...], program: Program) -> Node:
+def _node(module: nn.Module, name: str, inputs: tuple[str, ...], program: Program, semantics: Any) -> Node:
     if isinstance(module, nn.Flatten):
         return Node(name, "flatten", inputs)
     if isinstance(module, nn.MaxPool2d):
@@ -134,7 +135,7 @@ def _node(module: nn.Module, name: str, inputs: tuple[str, ...], program: Progra
     out = tensor_format(module.out, name)
     attrs = {"act": module.act} if module.act else {}
     if isinstance(module, q.QWeighted):
-        _weights(module, name, program.format_of(inputs[0]), program.tensors)
+        _weights(module, name, program.format_of(inputs[0]), out, program.tensors, semantics)
         fmt = module.weight_quantizer.fmt
         weight = WeightFormat(fmt.bits, fmt.symmetric, module.weight_quantizer.axis == 0, fmt.narrow)
         if isinstance(module, q.QConv2d):
@@ -160,7 +161,9 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def _weights(module: q.QWeighted, name: str, source: TensorFormat, tensors: dict[str, Tensor]) -> None:
+def _weights(
+    module: q.QWeighted, name: str, source: TensorFormat, out: TensorFormat, tensors: dict[str, Tensor], semantics: Any
+) -> None:
     quantizer = module.weight_quantizer
     if not bool(quantizer.ready):
         raise QuantError(f"{name}: its weight was never calibrated; put the step calibrate before integerize")
@@ -178,10 +181,19 @@ def _weights(module: q.QWeighted, name: str, source: TensorFormat, tensors: dict
     tensors[f"{name}.weight_scale"] = scale
     if not quantizer.fmt.symmetric:
         tensors[f"{name}.weight_zero_point"] = quantizer.zero_point.to(torch.int32)
-    bias = torch.round(module.bias.double() / (source.scale * scale.double()))
+    step = source.scale * scale.double()
+    bias = torch.round(module.bias.double() / step - float(module.act is not None) * absorbed(
+        semantics, source.scale, scale, out.scale
+    ))
     if bool((bias.abs() >= 2**31).any()):
         raise QuantError(f"{name}: the bias does not fit int32; its weight or input scale is too small")
     tensors[f"{name}.bias"] = bias.to(torch.int32)
+
+
+def absorbed(semantics: Any, scale_in: float, scale_w: Tensor, scale_y: float) -> Tensor:
+    """Return the semantics' rounding offset in accumulator units, float64 ``[C]``."""
+    offset: Tensor = semantics.rounding_offset(scale_in, scale_w, scale_y)
+    return offset * scale_y / (scale_in * scale_w.double())
 
 
 @torch.no_grad()

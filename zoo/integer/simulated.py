@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx, nn
 
@@ -10,11 +12,17 @@ from zoo.integer.program import Node, Program, TensorFormat, assemble, centred_w
 from zoo.quant import layers as q
 from zoo.quant.quantizer import Quantizer
 from zoo.quant.spec import Format
+from zoo.resolve import load
 
 
-def build_simulated(program: Program) -> fx.GraphModule:
-    """Return the Q-graph rebuilt from integers: weights ``(q - z) s_w``, biases ``b s_x s_w``."""
-    return assemble(program, lambda node: _module(node, program))
+def build_simulated(program: Program, semantics: str) -> fx.GraphModule:
+    """Return the Q-graph rebuilt from integers: weights ``(q - z) s_w``, biases ``b s_x s_w``.
+
+    The known rounding offset of the semantics is part of the simulation: added to the bias before a ReLU, away from
+    zero elsewhere.
+    """
+    rounding = load("zoo.integer.semantics", semantics, "semantics")
+    return assemble(program, lambda node: _module(node, program, rounding))
 
 
 def _quantizer(out: TensorFormat) -> Quantizer:
@@ -26,7 +34,7 @@ def _quantizer(out: TensorFormat) -> Quantizer:
 
 
 @torch.no_grad()
-def _module(node: Node, program: Program) -> nn.Module:
+def _module(node: Node, program: Program, rounding: Any) -> nn.Module:
     if node.op == "flatten":
         return nn.Flatten(1)
     if node.op == "max_pool":
@@ -34,7 +42,7 @@ def _module(node: Node, program: Program) -> nn.Module:
     assert node.out is not None
     out, act = _quantizer(node.out), node.attrs.get("act")
     if node.op in ("conv2d", "linear"):
-        return _weighted(node, program, out, act)
+        return _weighted(node, program, out, act, rounding)
     if node.op == "table":
         return q.QTable(node.attrs["function"], out)
     if node.op == "avg_pool":
@@ -45,13 +53,15 @@ def _module(node: Node, program: Program) -> nn.Module:
     return kinds[node.op](out)
 
 
-def _weighted(node: Node, program: Program, out: Quantizer, act: str | None) -> nn.Module:
-    assert node.weight is not None
+def _weighted(node: Node, program: Program, out: Quantizer, act: str | None, rounding: Any) -> nn.Module:
+    assert node.weight is not None and node.out is not None
     codes = centred_weight(program, node.name)
     scale = program.tensors[f"{node.name}.weight_scale"]
     weight = codes * scale.reshape([-1] + [1] * (codes.dim() - 1))
     source = program.format_of(node.inputs[0])
-    bias = (program.tensors[f"{node.name}.bias"].double() * (source.scale * scale.double())).float()
+    offset = rounding.rounding_offset(source.scale, scale, node.out.scale) * node.out.scale
+    bias = program.tensors[f"{node.name}.bias"].double() * (source.scale * scale.double())
+    bias = (bias + offset if act else bias).float()
     layer: nn.Module
     if node.op == "linear":
         layer = nn.Linear(codes.shape[1], codes.shape[0])
@@ -66,6 +76,8 @@ def _weighted(node: Node, program: Program, out: Quantizer, act: str | None) -> 
     granularity = "per_channel" if scale.numel() > 1 or codes.shape[0] == 1 else "per_tensor"
     fmt = Format(node.weight.bits, node.weight.symmetric, granularity, narrow=node.weight.narrow)  # type: ignore[arg-type]
     module = (q.QLinear if node.op == "linear" else q.QConv2d)(layer, fmt, out, act)  # type: ignore[arg-type]
+    if not act and bool((offset != 0).any()):
+        module.nudge = offset.float().expand(len(bias)).reshape([1, -1] + [1] * (codes.dim() - 2))
     zero = program.tensors.get(f"{node.name}.weight_zero_point")
     module.weight_quantizer.set_qparams(scale, torch.zeros_like(scale) if zero is None else zero)
     return module

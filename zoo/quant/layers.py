@@ -28,6 +28,8 @@ class QNode(nn.Module):
         """Attach the output quantizer."""
         super().__init__()
         self.out, self.act = out, act
+        # a semantics' rounding offset in real units, away from zero; only simulated networks have one
+        self.nudge: Tensor | None = None
 
     def _exceeds_six(self) -> bool:
         return self.act == "relu6" and float(self.out.scale.detach()) * self.out.qmax > 6.0
@@ -37,6 +39,8 @@ class QNode(nn.Module):
         # once calibrated, the clamp of an unsigned quantizer with zero point 0 is the ReLU (and often the 6 too)
         if self.act and (not self.out.active or self.out.drop or self._exceeds_six()):
             y = _activate(y, self.act)
+        if self.nudge is not None:
+            y = y + torch.sign(y) * self.nudge
         return self.out(y)  # type: ignore[no-any-return]
 
 

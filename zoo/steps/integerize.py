@@ -9,6 +9,7 @@ from torch import fx
 from zoo.context import Context
 from zoo.integer.layers import build_integer
 from zoo.integer.program import extract
+from zoo.resolve import load
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Integerize:
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the integer graph; its ``meta["program"]`` holds the Program it was built from."""
         shape = tuple(ctx.calibration.at(slice(0, 1)).shape[1:])
-        program = extract(net, shape)  # type: ignore[arg-type]
+        rounding = load("zoo.integer.semantics", self.semantics, "integerize.semantics")
+        program = extract(net, shape, rounding)  # type: ignore[arg-type]
         integer = build_integer(program, self.semantics)
         integer.meta["program"], integer.meta["semantics"] = program, self.semantics
         return integer

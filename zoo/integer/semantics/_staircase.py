@@ -1,0 +1,206 @@
+"""Exact rescaling at float speed. Every shortcut is proven for its own constants when it is built (docs/semantics.md)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo.integer.semantics._fixed_point import Rescale
+
+Path = Literal["float32", "float64", "int64"]
+CHUNK = 1 << 16  # elements: a float64 scratch of this size stays in a core's cache
+TILE = 2048  # elements: the constants of few channels are repeated to this length, or the inner loops get too short
+DOMAIN = 2**31  # accumulators are int32
+FEW_LEVELS = 64  # float32 rarely passes the proof beyond, so trying it would only cost time
+MANY_LEVELS = 1024  # levels * channels * 3 points are checked; 16-bit outputs rely on theorem 2 alone
+
+
+class Staircase(nn.Module):
+    """Clamped codes ``[N, C, ...]`` float32 of exact accumulators ``[N, C, ...]``, float32 or float64.
+
+    ``path`` says how: ``float32`` or ``float64`` (multiply, add, floor; proven equal), else the int64 ``reference``.
+    """
+
+    def __init__(self, reference: Rescale, low: int, high: int) -> None:
+        """Choose the fastest path that is proven to equal ``clamp(reference(acc), low, high)``."""
+        super().__init__()
+        self.reference, self.low, self.high = reference, low, high
+        positive = low >= 0  # then what a negative accumulator gives is clamped away, whatever its rounding
+        offset = reference.offset + reference.kink if positive else reference.offset
+        kink = torch.zeros_like(reference.kink) if positive else reference.kink
+        self.bent = bool((kink != 0).any())
+        self._constants(torch.float64, reference.factor, offset, kink)
+        self.path: Path = "int64"
+        exact = (max(abs(low), abs(high)) + 2).bit_length() + reference.digits <= 53  # theorem 2
+        few = high - low <= FEW_LEVELS
+        if few or (not exact and high - low <= MANY_LEVELS):
+            points = self._brackets(offset, kink)
+            wanted = None if points is None else reference(points).clamp_(low, high)
+            if points is not None and wanted is not None:
+                middle = offset + self._slack(points, wanted)
+                for dtype in ((torch.float32, torch.float64) if few else (torch.float64,)):
+                    self._constants(dtype, reference.factor, middle, kink)
+                    self.path = "float32" if dtype == torch.float32 else "float64"
+                    if torch.equal(self(points.double()).to(torch.int64), wanted):
+                        return
+            self._constants(torch.float64, reference.factor, offset, kink)
+        self.path = "float64" if exact else "int64"
+
+    factor: Tensor
+    offset: Tensor
+    kink: Tensor
+
+    def extra_repr(self) -> str:
+        """Name the path and the clamp."""
+        return f"path={self.path}, low={self.low}, high={self.high}"
+
+    def forward(self, acc: Tensor, inplace: bool = False) -> Tensor:
+        """Return the codes in the memory format of ``acc``; ``inplace`` may overwrite a float32 ``acc``."""
+        if not (acc.is_contiguous() or _channels_last(acc)):
+            acc = acc.contiguous()
+        out = acc if inplace and acc.dtype == torch.float32 else torch.empty_like(acc, dtype=torch.float32)
+        if self.path == "int64":
+            return out.copy_(self.reference(acc.to(torch.int64)).clamp_(self.low, self.high))
+        chunk = CHUNK if acc.device.type == "cpu" else max(acc.numel(), 1)
+        scratch = [acc.new_empty(min(chunk + TILE, acc.numel()), dtype=self.factor.dtype) for _ in range(2)]
+        if _channels_last(acc) or acc.dim() <= 2 or self.factor.numel() == 1:
+            self._interleaved(flat(acc), flat(out), chunk, scratch)
+        else:
+            self._planar(acc, out, chunk)
+        return out
+
+    def _constants(self, dtype: torch.dtype, factor: Tensor, offset: Tensor, kink: Tensor) -> None:
+        for name, value in (("factor", factor), ("offset", offset), ("kink", kink)):
+            self.register_buffer(name, value.to(dtype), persistent=False)
+
+    def _interleaved(self, x: Tensor, out: Tensor, chunk: int, scratch: list[Tensor]) -> None:
+        """Channel is the fastest axis: rows of ``repeats`` times all channels meet one row of constants."""
+        channels = self.factor.numel()
+        width = 1 if channels == 1 else channels * -(-TILE // channels)
+        rows = [t if width == 1 else t.repeat(width // channels) for t in (self.factor, self.offset, self.kink)]
+        step = width * max(1, chunk // width)
+        for start in range(0, x.numel(), step):
+            size = min(step, x.numel() - start)
+            whole = size // width * width
+            for first, last, columns in ((start, start + whole, width), (start + whole, start + size, size - whole)):
+                if last > first:
+                    spots = [t[first:last].view(-1, columns) for t in (x, out)]
+                    self._stairs(spots[0], spots[1], [t[:columns] for t in rows], scratch)
+
+    def _planar(self, acc: Tensor, out: Tensor, chunk: int) -> None:
+        """One row per image and channel."""
+        rows = acc.shape[0] * acc.shape[1]
+        x, y = acc.view(rows, -1), out.view(rows, -1)
+        columns = x.shape[1]
+        constants = [t.repeat(acc.shape[0])[:, None] for t in (self.factor, self.offset, self.kink)]
+        step = max(1, chunk // max(columns, 1))
+        scratch = [acc.new_empty(min(step, rows) * columns, dtype=self.factor.dtype) for _ in range(2)]
+        for r in range(0, rows, step):
+            self._stairs(x[r : r + step], y[r : r + step], [t[r : r + step] for t in constants], scratch)
+
+    def _stairs(self, x: Tensor, out: Tensor, constants: list[Tensor], scratch: list[Tensor]) -> None:
+        factor, offset, kink = constants
+        y, bend = (t[: x.numel()].view(x.shape) for t in scratch)
+        y = out if factor.dtype == torch.float32 else y
+        if y is not x:
+            y.copy_(x)
+        y.mul_(factor)
+        if self.bent:
+            y.add_(torch.copysign(kink, y, out=bend))
+        y.add_(offset).floor_()
+        (out.copy_(y) if y is not out else out).clamp_(self.low, self.high)
+
+    def _brackets(self, offset: Tensor, kink: Tensor) -> Tensor | None:
+        """Return accumulators [P, C] that hold, for every level, the last below it and the first on it (theorem 3)."""
+        levels = torch.arange(self.low + 1, self.high + 1, dtype=torch.float64)[:, None]
+        real = (levels - offset - torch.where(levels > 0, kink, -kink)) / self.reference.factor
+        near = real.nan_to_num(0.0, DOMAIN, -DOMAIN).clamp_(-DOMAIN, DOMAIN).ceil().to(torch.int64)
+        points = torch.stack([near - 1, near, near + 1]).clamp_(-DOMAIN, DOMAIN - 1)
+        below = self.reference(points[0]) < levels
+        above = self.reference(points[2]) >= levels
+        sure = (below | (points[0] == -DOMAIN)) & (above | (points[2] == DOMAIN - 1))
+        return points.reshape(-1, near.shape[1]) if bool(sure.all()) else None
+
+    def _slack(self, points: Tensor, wanted: Tensor) -> Tensor:
+        """Return the shift [C] of the offset that puts the steps midway between the accumulators around them."""
+        y = points * self.factor
+        y += torch.copysign(self.kink, y) + self.offset
+        return middle_shift(y, wanted.double(), self.low, self.high)
+
+
+def middle_shift(y: Tensor, wanted: Tensor, low: int, high: int) -> Tensor:
+    """Return, per column, what to add to ``y`` so that ``floor(y) = wanted`` holds with equal room on both sides."""
+    room_down = torch.where(wanted > low, y - wanted, torch.inf).amin(0).clamp_(max=0.25)
+    room_up = torch.where(wanted < high, wanted + 1 - y, torch.inf).amin(0).clamp_(max=0.25)
+    return (room_up - room_down) / 2
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def flat(x: Tensor) -> Tensor:
+    """Return a dense tensor as one row, in memory order."""
+    return (x.permute(0, 2, 3, 1) if _channels_last(x) else x).reshape(-1)
+
+
+class Sum(nn.Module):
+    """Clamped codes of two centred inputs: ``floor(a A + b B + offset)`` in float64 where proven, else a table.
+
+    The proof is by enumeration of all pairs of codes up to ``reach``; beyond 8 bits the int64 ``reference`` runs.
+    """
+
+    def __init__(self, reference: nn.Module, outer: Rescale, factors: tuple[float, float], low: int, high: int,
+                 reach: int) -> None:  # fmt: skip
+        """Take the int64 function of two codes, its last rescaling, and its slopes."""
+        super().__init__()
+        self.reference, self.low, self.high, self.reach = reference, low, high, reach
+        self.a, self.b = factors
+        self.kink, self.offset = float(outer.kink), float(outer.offset)
+        self.path: Literal["float64", "table", "int64"] = "int64"
+        if reach > 255:
+            return
+        codes = torch.arange(-reach, reach + 1, dtype=torch.float32)
+        first, second = codes.repeat_interleave(len(codes)), codes.repeat(len(codes))
+        wanted = self(first, second)
+        y = first.double() * self.a + second.double() * self.b
+        y += torch.copysign(torch.tensor(self.kink, dtype=torch.float64), y) + self.offset
+        self.offset += float(middle_shift(y[:, None], wanted.double()[:, None], low, high))
+        self.path = "float64"
+        if not torch.equal(self(first, second), wanted):
+            self.path = "table"
+            self.register_buffer("table", wanted, persistent=False)
+
+    table: Tensor
+
+    def extra_repr(self) -> str:
+        """Name the path and the clamp."""
+        return f"path={self.path}, low={self.low}, high={self.high}"
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the codes of ``a + b`` (equal shapes), in the memory format of ``a``."""
+        if self.path == "int64":
+            codes: Tensor = self.reference(a.to(torch.int64), b.to(torch.int64))
+            return codes.clamp_(self.low, self.high).float()
+        if self.path == "table":
+            width = 2 * self.reach + 1
+            return torch.take(self.table, ((a + self.reach) * width + (b + self.reach)).long())
+        a, b = aligned(a, b)
+        out = torch.empty_like(a)
+        flat_a, flat_b, flat_out = flat(a), flat(b), flat(out)
+        kink = torch.tensor(self.kink, dtype=torch.float64, device=a.device)
+        for x, z, result in zip(flat_a.split(CHUNK), flat_b.split(CHUNK), flat_out.split(CHUNK), strict=True):
+            y = x.double().mul_(self.a).add_(z.double().mul_(self.b))
+            if self.kink:
+                y.add_(torch.copysign(kink, y))
+            result.copy_(y.add_(self.offset).floor_()).clamp_(self.low, self.high)
+        return out
+
+
+def aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both with one dense memory layout, the one of ``a`` if it has one."""
+    layout = torch.channels_last if _channels_last(a) else torch.contiguous_format
+    return a.contiguous(memory_format=layout), b.contiguous(memory_format=layout)
+
