@@ -98,8 +98,8 @@ def extract(net: fx.GraphModule, input_shape: tuple[int, int, int], semantics: A
     """Return the Program of a calibrated Q-graph.
 
     Weight scales are floored where ``|bias| / (s_x s_w)`` would pass 2^29: a dead channel keeps its constant output
-    without overflowing the int32 bias. The bias before a ReLU absorbs the semantics' rounding offset, so that integers
-    have no systematic error. Raises QuantError, naming the layer, for an uncalibrated quantizer.
+    without overflowing the int32 bias. The bias absorbs the constant part of the semantics' rounding offset, so that the
+    integers have no systematic error. Raises QuantError, naming the layer, for an uncalibrated quantizer.
     """
     program = Program([], {}, input_shape)
     modules = dict(net.named_modules())
@@ -182,18 +182,19 @@ def _weights(
     if not quantizer.fmt.symmetric:
         tensors[f"{name}.weight_zero_point"] = quantizer.zero_point.to(torch.int32)
     step = source.scale * scale.double()
-    bias = torch.round(module.bias.double() / step - float(module.act is not None) * absorbed(
-        semantics, source.scale, scale, out.scale
-    ))
+    constant, kink = rounding_offsets(semantics, source.scale, scale, out)
+    offset = (constant + (kink if module.act else 0)) * out.scale
+    bias = torch.round((module.bias.double() - offset) / step)
     if bool((bias.abs() >= 2**31).any()):
         raise QuantError(f"{name}: the bias does not fit int32; its weight or input scale is too small")
     tensors[f"{name}.bias"] = bias.to(torch.int32)
 
 
-def absorbed(semantics: Any, scale_in: float, scale_w: Tensor, scale_y: float) -> Tensor:
-    """Return the semantics' rounding offset in accumulator units, float64 ``[C]``."""
-    offset: Tensor = semantics.rounding_offset(scale_in, scale_w, scale_y)
-    return offset * scale_y / (scale_in * scale_w.double())
+def rounding_offsets(semantics: Any, node_scale: float, scale_w: Tensor, out: TensorFormat) -> tuple[Tensor, Tensor]:
+    """Return the semantics' rounding offset of a layer in output steps: constant, and away from zero; float64."""
+    module = semantics.requantize(node_scale, scale_w, out.scale, low=out.low, high=out.high)
+    constant, kink = module.rounding()
+    return constant, kink
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from zoo.graph import ops
-from zoo.integer.program import Node, Program, TensorFormat, assemble, centred_weight
+from zoo.integer.program import Node, Program, TensorFormat, assemble, centred_weight, rounding_offsets
 from zoo.quant import layers as q
 from zoo.quant.quantizer import Quantizer
 from zoo.quant.spec import Format
@@ -59,9 +59,10 @@ def _weighted(node: Node, program: Program, out: Quantizer, act: str | None, rou
     scale = program.tensors[f"{node.name}.weight_scale"]
     weight = codes * scale.reshape([-1] + [1] * (codes.dim() - 1))
     source = program.format_of(node.inputs[0])
-    offset = rounding.rounding_offset(source.scale, scale, node.out.scale) * node.out.scale
+    constant, kink = rounding_offsets(rounding, source.scale, scale, node.out)
+    offset = (constant + (kink if act else 0)) * node.out.scale
     bias = program.tensors[f"{node.name}.bias"].double() * (source.scale * scale.double())
-    bias = (bias + offset if act else bias).float()
+    bias = (bias + offset).float()
     layer: nn.Module
     if node.op == "linear":
         layer = nn.Linear(codes.shape[1], codes.shape[0])
@@ -76,8 +77,8 @@ def _weighted(node: Node, program: Program, out: Quantizer, act: str | None, rou
     granularity = "per_channel" if scale.numel() > 1 or codes.shape[0] == 1 else "per_tensor"
     fmt = Format(node.weight.bits, node.weight.symmetric, granularity, narrow=node.weight.narrow)  # type: ignore[arg-type]
     module = (q.QLinear if node.op == "linear" else q.QConv2d)(layer, fmt, out, act)  # type: ignore[arg-type]
-    if not act and bool((offset != 0).any()):
-        module.nudge = offset.float().expand(len(bias)).reshape([1, -1] + [1] * (codes.dim() - 2))
+    if not act and bool((kink != 0).any()):
+        module.nudge = (kink * node.out.scale).float().expand(len(bias)).reshape([1, -1] + [1] * (codes.dim() - 2))
     zero = program.tensors.get(f"{node.name}.weight_zero_point")
     module.weight_quantizer.set_qparams(scale, torch.zeros_like(scale) if zero is None else zero)
     return module

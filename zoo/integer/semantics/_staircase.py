@@ -56,6 +56,10 @@ class Staircase(nn.Module):
         """Name the path and the clamp."""
         return f"path={self.path}, low={self.low}, high={self.high}"
 
+    def rounding(self) -> tuple[Tensor, Tensor]:
+        """Return how far this rounding lies above round-half: a constant and a part away from zero, in steps [C]."""
+        return self.reference.offset.double() - 0.5, self.reference.kink.double()
+
     def forward(self, acc: Tensor, inplace: bool = False) -> Tensor:
         """Return the codes in the memory format of ``acc``; ``inplace`` may overwrite a float32 ``acc``."""
         if not (acc.is_contiguous() or _channels_last(acc)):

@@ -22,6 +22,10 @@ class _Scale(nn.Module):
 
     factor: Tensor
 
+    def rounding(self) -> tuple[Tensor, Tensor]:
+        """Return how far this rounding lies above round-half, in steps: not at all."""
+        return torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+
     def forward(self, acc: Tensor, inplace: bool = False) -> Tensor:
         """Return the codes; ``inplace`` may overwrite a float32 ``acc``."""
         factor = per_channel(self.factor, acc)

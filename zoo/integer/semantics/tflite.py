@@ -60,12 +60,3 @@ def mean(scale_x: float, scale_y: float, count: int, low: int, high: int) -> nn.
     mantissa, shift = quantize_multiplier(scale_x / scale_y)
     fold = min(count.bit_length() - 1, 32, 31 + shift)
     return Staircase(DoubleRounding([((mantissa << fold) // count, shift - fold)]), low, high)
-
-
-def rounding_offset(scale_in: float, scale_w: Tensor, scale_y: float) -> Tensor:
-    """Return how far this rounding lies above round-half, away from zero, in output steps: ``2^-(s+1)`` ``[C]``.
-
-    The first of the two roundings moves a threshold by half of its own grid (docs/semantics.md).
-    """
-    shifts = [-quantize_multiplier(scale_in * float(w) / scale_y)[1] for w in scale_w]
-    return torch.tensor([2.0 ** -(s + 1) if s > 0 else 0.0 for s in shifts], dtype=torch.float64)
