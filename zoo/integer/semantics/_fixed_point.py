@@ -1,4 +1,4 @@
-"""Fixed-point rescaling in plain int64, as the specifications write it: the reference that every fast path must equal."""
+"""Fixed-point rescaling in plain int64, as the specifications write it: what every fast path must equal."""
 
 from __future__ import annotations
 
@@ -100,7 +100,6 @@ class SingleRounding(Rescale):
         """Take the 31-bit ``(mantissa, shift)`` per channel."""
         super().__init__()
         reduced = [(m + 2**15) >> 16 if m < 0x7FFF0000 else 0x7FFF for m, _ in pairs]
-        # zero has no direction; without this, shift 15 of a zero factor would only cost time
         total = [15 - s for _, s in pairs]
         if min(total) < 1:
             raise QuantError("requantize: a factor of 2^14 or more has no 16-bit fixed-point form; use larger scales")

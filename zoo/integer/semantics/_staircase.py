@@ -1,4 +1,4 @@
-"""Exact rescaling at float speed. Every shortcut is proven for its own constants when it is built (docs/semantics.md)."""
+"""Exact rescaling at float speed: each shortcut is proven for its own constants when built (docs/semantics.md)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Staircase(nn.Module):
             wanted = None if points is None else reference(points).clamp_(low, high)
             if points is not None and wanted is not None:
                 middle = offset + self._slack(points, wanted)
-                for dtype in ((torch.float32, torch.float64) if few else (torch.float64,)):
+                for dtype in (torch.float32, torch.float64) if few else (torch.float64,):
                     self._constants(dtype, reference.factor, middle, kink)
                     self.path = "float32" if dtype == torch.float32 else "float64"
                     if torch.equal(self(points.double()).to(torch.int64), wanted):
@@ -62,8 +62,7 @@ class Staircase(nn.Module):
 
     def forward(self, acc: Tensor, inplace: bool = False) -> Tensor:
         """Return the codes in the memory format of ``acc``; ``inplace`` may overwrite a float32 ``acc``."""
-        if not (acc.is_contiguous() or _channels_last(acc)):
-            acc = acc.contiguous()
+        acc = dense(acc)
         out = acc if inplace and acc.dtype == torch.float32 else torch.empty_like(acc, dtype=torch.float32)
         if self.path == "int64":
             return out.copy_(self.reference(acc.to(torch.int64)).clamp_(self.low, self.high))
@@ -145,6 +144,16 @@ def _channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
+def dense(x: Tensor) -> Tensor:
+    """Return ``x`` if it lies in memory without gaps, as NCHW or NHWC, else a copy that does."""
+    return x if x.is_contiguous() or _channels_last(x) else x.contiguous()
+
+
+def chunks(x: Tensor) -> tuple[Tensor, ...]:
+    """Return flat, cache-sized views of a dense tensor."""
+    return torch.split(flat(x), CHUNK if x.device.type == "cpu" else max(x.numel(), 1))
+
+
 def flat(x: Tensor) -> Tensor:
     """Return a dense tensor as one row, in memory order."""
     return (x.permute(0, 2, 3, 1) if _channels_last(x) else x).reshape(-1)
@@ -193,9 +202,8 @@ class Sum(nn.Module):
             return torch.take(self.table, ((a + self.reach) * width + (b + self.reach)).long())
         a, b = aligned(a, b)
         out = torch.empty_like(a)
-        flat_a, flat_b, flat_out = flat(a), flat(b), flat(out)
         kink = torch.tensor(self.kink, dtype=torch.float64, device=a.device)
-        for x, z, result in zip(flat_a.split(CHUNK), flat_b.split(CHUNK), flat_out.split(CHUNK), strict=True):
+        for x, z, result in zip(chunks(a), chunks(b), chunks(out), strict=True):
             y = x.double().mul_(self.a).add_(z.double().mul_(self.b))
             if self.kink:
                 y.add_(torch.copysign(kink, y))
@@ -207,4 +215,3 @@ def aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return both with one dense memory layout, the one of ``a`` if it has one."""
     layout = torch.channels_last if _channels_last(a) else torch.contiguous_format
     return a.contiguous(memory_format=layout), b.contiguous(memory_format=layout)
-

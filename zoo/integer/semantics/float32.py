@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.integer.semantics._fixed_point import per_channel
-from zoo.integer.semantics._staircase import CHUNK, aligned, flat
+from zoo.integer.semantics._staircase import aligned, chunks, dense
 
 NAME = "float32"
 DESCRIPTION = "float32 multiplier, round half to even"
@@ -28,12 +28,9 @@ class _Scale(nn.Module):
 
     def forward(self, acc: Tensor, inplace: bool = False) -> Tensor:
         """Return the codes; ``inplace`` may overwrite a float32 ``acc``."""
-        factor = per_channel(self.factor, acc)
-        if acc.dtype == torch.float32 and inplace:
-            out = acc.mul_(factor)
-        else:
-            out = acc.to(torch.float32) * factor
-        for part in flat(out).split(CHUNK):
+        acc = dense(acc.to(torch.float32))
+        out = torch.mul(acc, per_channel(self.factor, acc), out=acc if inplace else torch.empty_like(acc))
+        for part in chunks(out):
             part.round_().clamp_(self.low, self.high)
         return out
 
@@ -66,8 +63,8 @@ class _Add(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         a, b = aligned(a, b)
         out = torch.empty_like(a)
-        for x, z, result in zip(flat(a).split(CHUNK), flat(b).split(CHUNK), flat(out).split(CHUNK), strict=True):
-            # the product of a code and a float32 is exact in float64, so one rounding to float32 is a fused multiply-add
+        for x, z, result in zip(chunks(a), chunks(b), chunks(out), strict=True):
+            # a code times a float32 is exact in float64, so one rounding to float32 is a fused multiply-add
             inner = z.double().add_(self.zeros[1]).mul_(self.b).add_(self.fixed).float()
             outer = x.double().add_(self.zeros[0]).mul_(self.a).add_(inner)
             result.copy_(outer).round_().sub_(self.zeros[2]).clamp_(self.low, self.high)

@@ -31,7 +31,8 @@ class _Add(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         first, second = self.scales.multiplier
-        return (a * first + b * second) >> self.scales.shift
+        codes: Tensor = (a * first + b * second) >> self.scales.shift
+        return codes
 
 
 def add(
