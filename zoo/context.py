@@ -41,7 +41,9 @@ class Images:
             raise DataError("calibration: the loader is empty; give at least one batch of images")
         for i, batch in enumerate(batches):
             if not isinstance(batch, Tensor) or batch.dim() != 4 or not batch.is_floating_point():
-                raise DataError(f"calibration: batch {i} must be a float tensor [N, C, H, W], got {type(batch).__name__}")
+                raise DataError(
+                    f"calibration: batch {i} must be a float tensor [N, C, H, W], got {type(batch).__name__}"
+                )
             if not bool(torch.isfinite(batch).all()):
                 raise DataError(f"calibration: batch {i} holds NaN or infinity")
         return cls(torch.cat(batches).float())

@@ -83,7 +83,9 @@ def run(fields: dict[str, Any], *, output: Path | None = None, command: str = ""
         "integer": predict(loaded.network(integer=True), test, preprocess, "integer"),
     }
     seconds["evaluate"] = round(time.perf_counter() - started, 2)
-    record = make_record(recipe, fields, config, scores, test, calibration, source, scratch, state, seconds, command, log)
+    record = make_record(
+        recipe, fields, config, scores, test, calibration, source, scratch, state, seconds, command, log
+    )
     metrics = record.to_dict()
     card = render_card(metrics, loaded.config)
     checkpoint.save(folder, program, config, recipe=text, metrics=metrics, card=card)
@@ -270,4 +272,3 @@ def dry(fields: dict[str, Any]) -> Recipe:
     build(ModelConfig, recipe.model, "model")
     build(DataConfig, recipe.data, "data")
     return recipe
-

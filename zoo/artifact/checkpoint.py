@@ -117,4 +117,3 @@ def read(folder: Path) -> Checkpoint:
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if "README.md" in hashes else ""
     return Checkpoint(program, config, text, hashes)
-

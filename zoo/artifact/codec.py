@@ -161,8 +161,10 @@ def _attrs(op: str, attrs: Any, where: str) -> dict[str, Any]:
 
 
 def _ints(value: Any, count: int, least: int, most: int, where: str) -> list[int]:
-    if not isinstance(value, list) or len(value) != count or any(
-        type(v) is not int or not least <= v <= most for v in value
+    if (
+        not isinstance(value, list)
+        or len(value) != count
+        or any(type(v) is not int or not least <= v <= most for v in value)
     ):
         raise ArtifactError(f"{where}: expected {count} integers in {least}..{most}, got {value!r}")
     return value

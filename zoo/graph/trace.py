@@ -28,8 +28,10 @@ _METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "sigmoid_": "
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m).__name__ in _LEAVES or type(m).__module__ == "zoo.graph.ops" or super().is_leaf_module(
-            m, module_qualified_name
+        return (
+            type(m).__name__ in _LEAVES
+            or type(m).__module__ == "zoo.graph.ops"
+            or super().is_leaf_module(m, module_qualified_name)
         )
 
 

@@ -268,7 +268,9 @@ def shapes(program: Program) -> dict[str, tuple[int, ...]]:
         if node.op == "conv2d":
             w = torch.empty(program.tensors[f"{node.name}.weight"].shape, device="meta")
             x = F.pad(x, tuple(node.attrs["pad"]))
-            y = F.conv2d(x, w, None, tuple(node.attrs["stride"]), 0, tuple(node.attrs["dilation"]), node.attrs["groups"])
+            y = F.conv2d(
+                x, w, None, tuple(node.attrs["stride"]), 0, tuple(node.attrs["dilation"]), node.attrs["groups"]
+            )
         elif node.op == "linear":
             y = F.linear(x, torch.empty(program.tensors[f"{node.name}.weight"].shape, device="meta"))
         elif node.op in ("add", "mul"):

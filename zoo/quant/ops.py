@@ -24,7 +24,9 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = 
     return (q - expand(zero_point, q, axis).to(q.dtype)) * expand(scale, q, axis)
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None = None) -> Tensor:
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None = None
+) -> Tensor:
     """Return ``dequantize(quantize(x))`` in one fused kernel, bit-equal to the two."""
     if axis is None or scale.numel() == 1:
         return torch.fake_quantize_per_tensor_affine(

@@ -90,4 +90,3 @@ def cosine(step: int, total: int, warm: float = 0.02) -> float:
     if step < first:
         return (step + 1) / first
     return 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, total - first)))
-

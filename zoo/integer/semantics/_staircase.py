@@ -66,54 +66,52 @@ class Staircase(nn.Module):
         out = acc if inplace and acc.dtype == torch.float32 else torch.empty_like(acc, dtype=torch.float32)
         if self.path == "int64":
             return out.copy_(self.reference(acc.to(torch.int64)).clamp_(self.low, self.high))
-        chunk = CHUNK if acc.device.type == "cpu" else max(acc.numel(), 1)
-        scratch = [acc.new_empty(min(chunk + TILE, acc.numel()), dtype=self.factor.dtype) for _ in range(2)]
         if _channels_last(acc) or acc.dim() <= 2 or self.factor.numel() == 1:
-            self._interleaved(flat(acc), flat(out), chunk, scratch)
+            self._interleaved(flat(acc), flat(out))
         else:
-            self._planar(acc, out, chunk)
+            self._planar(acc, out)
         return out
 
     def _constants(self, dtype: torch.dtype, factor: Tensor, offset: Tensor, kink: Tensor) -> None:
         for name, value in (("factor", factor), ("offset", offset), ("kink", kink)):
             self.register_buffer(name, value.to(dtype), persistent=False)
 
-    def _interleaved(self, x: Tensor, out: Tensor, chunk: int, scratch: list[Tensor]) -> None:
+    def _interleaved(self, x: Tensor, out: Tensor) -> None:
         """Channel is the fastest axis: rows of ``repeats`` times all channels meet one row of constants."""
         channels = self.factor.numel()
-        width = 1 if channels == 1 else channels * -(-TILE // channels)
-        rows = [t if width == 1 else t.repeat(width // channels) for t in (self.factor, self.offset, self.kink)]
-        step = width * max(1, chunk // width)
-        for start in range(0, x.numel(), step):
-            size = min(step, x.numel() - start)
-            whole = size // width * width
-            for first, last, columns in ((start, start + whole, width), (start + whole, start + size, size - whole)):
-                if last > first:
-                    spots = [t[first:last].view(-1, columns) for t in (x, out)]
-                    self._stairs(spots[0], spots[1], [t[:columns] for t in rows], scratch)
+        width = channels * -(-TILE // channels)
+        row = [t.repeat(width // channels) for t in (self.factor, self.offset, self.kink)]
+        whole = x.numel() // width * width
+        if whole:
+            self._stairs(x[:whole].view(-1, width), out[:whole].view(-1, width), [t[None] for t in row])
+        if whole < x.numel():
+            rest = x.numel() - whole
+            self._stairs(x[whole:][None], out[whole:][None], [t[None, :rest] for t in row])
 
-    def _planar(self, acc: Tensor, out: Tensor, chunk: int) -> None:
+    def _planar(self, acc: Tensor, out: Tensor) -> None:
         """One row per image and channel."""
         rows = acc.shape[0] * acc.shape[1]
-        x, y = acc.view(rows, -1), out.view(rows, -1)
-        columns = x.shape[1]
         constants = [t.repeat(acc.shape[0])[:, None] for t in (self.factor, self.offset, self.kink)]
-        step = max(1, chunk // max(columns, 1))
-        scratch = [acc.new_empty(min(step, rows) * columns, dtype=self.factor.dtype) for _ in range(2)]
-        for r in range(0, rows, step):
-            self._stairs(x[r : r + step], y[r : r + step], [t[r : r + step] for t in constants], scratch)
+        self._stairs(acc.view(rows, -1), out.view(rows, -1), constants)
 
-    def _stairs(self, x: Tensor, out: Tensor, constants: list[Tensor], scratch: list[Tensor]) -> None:
-        factor, offset, kink = constants
-        y, bend = (t[: x.numel()].view(x.shape) for t in scratch)
-        y = out if factor.dtype == torch.float32 else y
-        if y is not x:
-            y.copy_(x)
-        y.mul_(factor)
-        if self.bent:
-            y.add_(torch.copysign(kink, y, out=bend))
-        y.add_(offset).floor_()
-        (out.copy_(y) if y is not out else out).clamp_(self.low, self.high)
+    def _stairs(self, x: Tensor, out: Tensor, constants: list[Tensor]) -> None:
+        """Work through 2-d views some rows at a time, so that the scratch stays in the cache."""
+        size = CHUNK if x.device.type == "cpu" else x.numel()
+        rows = max(1, min(size // max(x.shape[1], 1), x.shape[0]))
+        single = constants[0].dtype == torch.float32
+        scratch = None if single else x.new_empty((rows, x.shape[1]), dtype=torch.float64)
+        bend = x.new_empty((rows, x.shape[1]), dtype=constants[0].dtype) if self.bent else None
+        pieces = [(t if t.shape[0] == 1 else t.split(rows)) for t in constants]
+        for i, (source, target) in enumerate(zip(torch.split(x, rows), torch.split(out, rows), strict=True)):
+            factor, offset, kink = (p if isinstance(p, Tensor) else p[i] for p in pieces)
+            y = target if scratch is None else scratch[: len(source)]
+            if y is not source:
+                y.copy_(source)
+            y.mul_(factor)
+            if bend is not None:
+                y.add_(torch.copysign(kink, y, out=bend[: len(source)]))
+            y.add_(offset).floor_()
+            (y if scratch is None else target.copy_(y)).clamp_(self.low, self.high)
 
     def _brackets(self, offset: Tensor, kink: Tensor) -> Tensor | None:
         """Return accumulators [P, C] that hold, for every level, the last below it and the first on it (theorem 3)."""
