@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from zoo import __version__
-from zoo.artifact import checkpoint
+from zoo.artifact import checkpoint, files
 from zoo.artifact.card import render_card
 from zoo.context import Context, Images
 from zoo.data import DataConfig, Split, class_names, load_split
@@ -68,7 +68,7 @@ def run(fields: dict[str, Any], *, output: Path | None = None, command: str = ""
     seconds["load"] = round(time.perf_counter() - started, 2)
 
     images = Images(calibration.images, preprocess, calibration.labels)
-    net, program, semantics, log = execute(recipe, model, images, seconds)
+    _, program, semantics, log = execute(recipe, model, images, seconds)
     root = Path(output) if output else results_dir()
     folder = root / recipe.name / "checkpoint"
     config = describe(recipe, model_config, program, semantics, preprocess, source, calibration, fields)
@@ -119,7 +119,7 @@ def execute(
 ) -> tuple[fx.GraphModule, Program, str, dict[str, Any]]:
     """Run the steps in order and return the integer graph, its Program, its semantics, and what the steps logged."""
     parent = trace(model, images.at(slice(0, 1)))
-    parent = parent.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    parent = parent.to(memory_format=torch.channels_last)
     context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, images, bar)
     net = parent
     for i, step in enumerate(recipe.steps):
@@ -202,7 +202,7 @@ def make_record(
         float_top1=scores["float"].top1, drop=drop, drop_interval=(low, high),
         weights_bytes=weights.stat().st_size,
         float_bytes=sum(t.numel() * t.element_size() for t in state.values() if t.is_floating_point()),
-        artifact_sha256=checkpoint.files.sha256(weights),
+        artifact_sha256=files.sha256(weights),
         parent=Parent(str(source.get("source", "unknown")), str(source.get("sha256", ""))),
         seconds=seconds, versions=versions(), machine=Machine(cpu_name(), torch.get_num_threads()), git=git_state(),
         command=command, steps=tuple(json.dumps({s.name: s.settings}, sort_keys=True) if s.settings else s.name
@@ -256,7 +256,7 @@ def yaml_text(fields: dict[str, Any]) -> str:
     """Return the resolved recipe as YAML, in its own order."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.create(fields))
+    return str(OmegaConf.to_yaml(OmegaConf.create(fields)))
 
 
 def remove(folder: Path) -> None:

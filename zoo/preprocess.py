@@ -49,7 +49,8 @@ class Preprocess:
     def from_dict(cls, fields: dict[str, Any]) -> Preprocess:
         """Build from plain JSON values; an unknown or missing field raises DataError."""
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+            return cls(**values)
         except TypeError as error:
             raise DataError(f"preprocess: {error}") from None
 
@@ -86,7 +87,7 @@ class Preprocess:
         return array[top : top + height, left : left + width]
 
     def batch(self, images: np.ndarray[Any, Any]) -> torch.Tensor:
-        """Return float32 ``[N, C, H, W]`` (channels_last strides) from cached uint8 ``[N, S, S, C]``, centre-cropped."""
+        """Return float32 ``[N, C, H, W]`` (channels_last) of the centre of cached uint8 ``[N, S, S, C]``."""
         import numpy as np
 
         height, width = self.size

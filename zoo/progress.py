@@ -11,4 +11,5 @@ def bar(items: Iterable[Any], label: str, total: int | None = None) -> Iterable[
     """Yield the items under a bar on standard error; on a terminal only, and only after a second."""
     from tqdm import tqdm
 
-    return tqdm(items, desc=label, total=total, delay=1, leave=False, disable=not sys.stderr.isatty())
+    shown: Iterable[Any] = tqdm(items, desc=label, total=total, delay=1, leave=False, disable=not sys.stderr.isatty())
+    return shown

@@ -58,8 +58,9 @@ def main(arguments: list[str]) -> int:
 def report(done: Any) -> None:
     """Print what a run made."""
     r = done.record
-    print(f"{r.recipe}: {r.top1:.2f} % top-1 in integers ({r.semantics}), float {r.float_top1:.2f} %, drop {r.drop:.2f} "
-          f"[{r.drop_interval[0]:.2f}, {r.drop_interval[1]:.2f}] on {r.data.n} images of {r.data.name}")  # fmt: skip
+    low, high = r.drop_interval
+    print(f"{r.recipe}: {r.top1:.2f} % top-1 in integers ({r.semantics}), float {r.float_top1:.2f} %, "
+          f"drop {r.drop:.2f} [{low:.2f}, {high:.2f}] on {r.data.n} images of {r.data.name}")  # fmt: skip
     print(f"{r.bits}, {r.weights_bytes / 1000:.1f} kB instead of {r.float_bytes / 1000:.1f} kB; fake-quantized "
           f"{r.top1_fake:.2f} %, same class on {r.agreement:.2f} % of the images")  # fmt: skip
     print(f"checkpoint {done.folder}")

@@ -38,8 +38,10 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits; an image of another size than the checkpoint's raises DataError."""
         if tuple(x.shape[1:]) != self.program.input_shape:
-            raise DataError(f"{self.config['name']}: the input must be [N, {', '.join(map(str, self.program.input_shape))}]"
-                            f", got {list(x.shape)}; use .preprocess")  # fmt: skip
+            wanted = ", ".join(map(str, self.program.input_shape))
+            raise DataError(
+                f"{self.config['name']}: the input must be [N, {wanted}], got {list(x.shape)}; use .preprocess"
+            )
         return self.graph_module(x)  # type: ignore[no-any-return]
 
 

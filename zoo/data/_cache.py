@@ -19,6 +19,7 @@ from zoo.progress import bar
 
 VERSION = 1
 Rows = Iterator[tuple[np.ndarray[Any, Any], int]]
+Cached = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], str]
 
 
 def cache_dir() -> Path:
@@ -28,7 +29,7 @@ def cache_dir() -> Path:
 
 def cached(
     key: dict[str, Any], count: int, shape: tuple[int, int, int], rows: Callable[[], Rows], where: str, classes: int
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], str]:
+) -> Cached:
     """Return memory-mapped pixels ``[count, *shape]``, labels and fingerprint, decoding ``rows()`` on the first call.
 
     ``key`` names the source files and settings. A folder whose sizes do not fit its own meta.json is made anew.
@@ -61,7 +62,7 @@ def cached(
     return found
 
 
-def _open(folder: Path, count: int, shape: tuple[int, int, int]) -> Any:
+def _open(folder: Path, count: int, shape: tuple[int, int, int]) -> Cached | None:
     try:
         meta = json.loads((folder / "meta.json").read_text())
         pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)

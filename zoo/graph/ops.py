@@ -27,7 +27,7 @@ def activation_name(module: nn.Module) -> str | None:
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution with static zero padding ``pad = (left, right, top, bottom)``, asymmetric where SAME asks for it."""
+    """A convolution with static zero padding ``pad = (left, right, top, bottom)``, uneven where SAME asks for it."""
 
     def __init__(
         self, channels_in: int, channels_out: int, kernel: tuple[int, int], *, stride: tuple[int, int] = (1, 1),

@@ -83,7 +83,8 @@ class IntConv2d(IntLayer):
         super().__init__(node, program, semantics)
         left, right, top, bottom = node.attrs["pad"]
         even = left == right and top == bottom
-        self.padding, self.extra = ((top, left), None) if even else ((0, 0), (left, right, top, bottom))
+        self.padding: tuple[int, int] = (top, left) if even else (0, 0)
+        self.extra: tuple[int, int, int, int] | None = None if even else (left, right, top, bottom)
         self.stride, self.dilation = tuple(node.attrs["stride"]), tuple(node.attrs["dilation"])
         self.groups = int(node.attrs["groups"])
 
@@ -236,7 +237,7 @@ class _Maker:
             kernel = node.attrs.get("kernel_size", source[2:])
             return IntMean(node, program, semantics, int(kernel[0]) * int(kernel[1]))
         if node.op == "max_pool":
-            return nn.MaxPool2d(*(tuple(node.attrs[k]) for k in ("kernel_size", "stride", "padding")))
+            return nn.MaxPool2d(node.attrs["kernel_size"], node.attrs["stride"], node.attrs["padding"])
         if node.op == "flatten":
             return nn.Flatten(1)
         if node.op == "table":
@@ -282,7 +283,7 @@ def shapes(program: Program) -> dict[str, tuple[int, ...]]:
         elif node.op == "avg_pool":
             y = F.avg_pool2d(x, tuple(node.attrs["kernel_size"]), tuple(node.attrs["stride"]))
         elif node.op == "max_pool":
-            y = F.max_pool2d(x, *(tuple(node.attrs[k]) for k in ("kernel_size", "stride", "padding")))
+            y = F.max_pool2d(x, node.attrs["kernel_size"], node.attrs["stride"], node.attrs["padding"])
         elif node.op == "flatten":
             y = x.flatten(1)
         else:

@@ -21,7 +21,7 @@ BIAS_LIMIT = 2.0**29
 
 @dataclass(frozen=True)
 class TensorFormat:
-    """A tensor's codes: ``real = (q - zero_point) * scale`` with ``q`` in ``[qmin, qmax]``; scale is a float32 value."""
+    """A tensor's codes: ``real = (q - zero_point) * scale``, ``q`` in ``[qmin, qmax]``; scale is a float32."""
 
     bits: int
     signed: bool
@@ -98,8 +98,8 @@ def extract(net: fx.GraphModule, input_shape: tuple[int, int, int], semantics: A
     """Return the Program of a calibrated Q-graph.
 
     Weight scales are floored where ``|bias| / (s_x s_w)`` would pass 2^29: a dead channel keeps its constant output
-    without overflowing the int32 bias. The bias absorbs the constant part of the semantics' rounding offset, so that the
-    integers have no systematic error. Raises QuantError, naming the layer, for an uncalibrated quantizer.
+    without overflowing the int32 bias. The bias absorbs the constant part of the semantics' rounding offset, so that
+    the integers have no systematic error. Raises QuantError, naming the layer, for an uncalibrated quantizer.
     """
     program = Program([], {}, input_shape)
     modules = dict(net.named_modules())
@@ -128,12 +128,12 @@ def _node(module: nn.Module, name: str, inputs: tuple[str, ...], program: Progra
     if isinstance(module, nn.Flatten):
         return Node(name, "flatten", inputs)
     if isinstance(module, nn.MaxPool2d):
-        attrs = {key: list(_pair(getattr(module, key))) for key in ("kernel_size", "stride", "padding")}
-        return Node(name, "max_pool", inputs, attrs)
+        window = {key: list(_pair(getattr(module, key))) for key in ("kernel_size", "stride", "padding")}
+        return Node(name, "max_pool", inputs, window)
     if not isinstance(module, q.QNode):
         raise GraphError(f"{name}: {type(module).__name__} is still float; put the step quantize before integerize")
     out = tensor_format(module.out, name)
-    attrs = {"act": module.act} if module.act else {}
+    attrs: dict[str, Any] = {"act": module.act} if module.act else {}
     if isinstance(module, q.QWeighted):
         _weights(module, name, program.format_of(inputs[0]), out, program.tensors, semantics)
         fmt = module.weight_quantizer.fmt
@@ -220,7 +220,7 @@ def centred_weight(program: Program, name: str) -> Tensor:
 
 def assemble(program: Program, make: Any) -> fx.GraphModule:
     """Return a GraphModule of one module per node, ``make(node)`` giving each."""
-    graph, values, kept = fx.Graph(), {}, {}
+    graph, values, kept = fx.Graph(), dict[str, fx.Node](), dict[str, nn.Module]()
     image = graph.placeholder("image")
     for node in program.nodes:
         kept[node.name] = make(node)

@@ -38,7 +38,7 @@ def _module(node: Node, program: Program, rounding: Any) -> nn.Module:
     if node.op == "flatten":
         return nn.Flatten(1)
     if node.op == "max_pool":
-        return nn.MaxPool2d(*(tuple(node.attrs[k]) for k in ("kernel_size", "stride", "padding")))
+        return nn.MaxPool2d(node.attrs["kernel_size"], node.attrs["stride"], node.attrs["padding"])
     assert node.out is not None
     out, act = _quantizer(node.out), node.attrs.get("act")
     if node.op in ("conv2d", "linear"):

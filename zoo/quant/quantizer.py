@@ -90,7 +90,7 @@ class Quantizer(nn.Module):
         if torch.is_grad_enabled() and (x.requires_grad or self.scale.requires_grad):
             count = x.numel() / (self.scale.numel() if self.axis == 0 else max(x.shape[0], 1))
             gain = 1.0 / math.sqrt(count * max(self.qmax, 1))
-            y: Tensor = ops.LearnedScale.apply(  # type: ignore[no-untyped-call]
+            y: Tensor = ops.LearnedScale.apply(
                 x.float(), self.scale, self.zero_point, self.qmin, self.qmax, self.axis, gain
             )
             if self.drop and self.training:

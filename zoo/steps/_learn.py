@@ -41,7 +41,7 @@ class Units:
 
     def optimizer(self) -> torch.optim.Adam:
         """Return the optimizer of everything added."""
-        return torch.optim.Adam(self.groups, betas=(0.9, 0.99))  # type: ignore[arg-type]
+        return torch.optim.Adam(self.groups, betas=(0.9, 0.99))
 
     def gather(self) -> None:
         """Hand the gradients of the real parameters to their copies."""

@@ -14,7 +14,7 @@ from zoo.steps.equalize import layer_pairs
 
 @dataclass(frozen=True)
 class AbsorbBias:
-    """High-bias absorption (Nagel et al. 2019, section 4.1.3): ``c = max(0, beta - sigmas gamma)``, b1 -= c, b2 += W2 c.
+    """High-bias absorption: ``c = max(0, beta - sigmas gamma)``, b1 -= c, b2 += W2 c (Nagel et al. 2019, 4.1.3).
 
     Without BatchNorm statistics left in a folded graph, ``beta`` and ``gamma`` are the mean and the standard deviation
     of the producer's output on ``images`` calibration images. Run it after equalize. Zero padding sees ``-c`` at the
@@ -36,6 +36,7 @@ class AbsorbBias:
         pairs = [(a, b) for a, b in layer_pairs(net) if a.bias is not None and b.bias is not None and _unpadded(b)]
         moments = channel_moments([a for a, _ in pairs], net, ctx, self.images)
         for first, second in pairs:
+            assert first.bias is not None and second.bias is not None
             mean, std = moments[first]
             c = (mean - self.sigmas * std).clamp(min=0)
             first.bias.data = first.bias.data - c

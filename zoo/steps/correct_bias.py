@@ -11,6 +11,7 @@ from zoo.context import Context
 from zoo.errors import QuantError
 from zoo.graph.fold import clone
 from zoo.quant.layers import QWeighted
+from zoo.quant.quantizer import Quantizer
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class CorrectBias:
         if not layers or not all(bool(m.out.ready) for m in layers.values()):
             raise QuantError("correct_bias: the graph is not calibrated; put quantize and calibrate before it")
         batches = list(ctx.calibration.batches(self.batch, self.images))
-        switched = [m for m in net.modules() if hasattr(m, "active") and isinstance(m.active, bool)]
+        switched = [m for m in net.modules() if isinstance(m, Quantizer)]
         for quantizer in switched:
-            quantizer.active = False  # type: ignore[assignment]
+            quantizer.active = False
         reference: dict[str, Tensor] = {}
         for batch in ctx.progress(batches, "float means", len(batches)):
             _Means(net, layers, reference, len(batches)).run(batch)
         for quantizer in switched:
-            quantizer.active = True  # type: ignore[assignment]
+            quantizer.active = True
         _correct(net, layers, batches, reference)
         return net
 

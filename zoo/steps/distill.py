@@ -81,8 +81,8 @@ class Distill:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             target = parent(x).float()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            logits = net(x).float()
-        loss = logits.new_zeros(())
+            logits: Tensor = net(x).float()
+        loss: Tensor = logits.new_zeros(())
         if self.kl:
             loss = loss + self.kl * F.kl_div(
                 F.log_softmax(logits, 1), F.log_softmax(target, 1), reduction="batchmean", log_target=True

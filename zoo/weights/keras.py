@@ -51,7 +51,7 @@ def read_h5(data: bytes, where: str) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
-            layers = file["model_weights"] if "model_weights" in file else file
+            layers = file.get("model_weights", file)
 
             def visit(path: str, item: Any) -> None:  # follows no link, so it never leaves the file
                 if isinstance(item, h5py.Dataset):

@@ -144,5 +144,7 @@ def _read(path: Path) -> bytes:
 def _check(source: Source, data: bytes, where: str) -> None:
     digest = hashlib.sha256(data).hexdigest()
     if source.sha256 and digest != source.sha256:
-        raise ModelError(f"{where}: sha256 is {digest[:12]}, expected {source.sha256[:12]}; the file was altered or cut "
-                         "short: fetch it again")  # fmt: skip
+        raise ModelError(
+            f"{where}: sha256 is {digest[:12]}, expected {source.sha256[:12]}; the file was altered or cut short: "
+            "fetch it again"
+        )

@@ -101,7 +101,7 @@ class Staircase(nn.Module):
         single = constants[0].dtype == torch.float32
         scratch = None if single else x.new_empty((rows, x.shape[1]), dtype=torch.float64)
         bend = x.new_empty((rows, x.shape[1]), dtype=constants[0].dtype) if self.bent else None
-        pieces = [(t if t.shape[0] == 1 else t.split(rows)) for t in constants]
+        pieces = [(t if t.shape[0] == 1 else torch.split(t, rows)) for t in constants]
         for i, (source, target) in enumerate(zip(torch.split(x, rows), torch.split(out, rows), strict=True)):
             factor, offset, kink = (p if isinstance(p, Tensor) else p[i] for p in pieces)
             y = target if scratch is None else scratch[: len(source)]

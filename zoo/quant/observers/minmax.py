@@ -14,5 +14,5 @@ class Minmax:
     """Range = smallest and largest value."""
 
     def range(self, sample: Tensor, low: Tensor, high: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
-        """Return ``(low, high)`` ``[C]`` for values ``sample`` ``[C, n]`` whose exact extremes are ``low``, ``high``."""
+        """Return ``(low, high)`` ``[C]`` for ``sample`` ``[C, n]``, whose exact extremes are ``low`` and ``high``."""
         return low, high

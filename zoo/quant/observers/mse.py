@@ -27,7 +27,7 @@ class Mse:
             raise ValueError("candidates must be at least 2 and p positive")
 
     def range(self, sample: Tensor, low: Tensor, high: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
-        """Return ``(low, high)`` ``[C]`` for values ``sample`` ``[C, n]`` whose exact extremes are ``low``, ``high``."""
+        """Return ``(low, high)`` ``[C]`` for ``sample`` ``[C, n]``, whose exact extremes are ``low`` and ``high``."""
         low, high = low.clamp(max=0), high.clamp(min=0)
         best_low, best_high = self._search(sample, low, high, quantizer, True, True)
         if not quantizer.fmt.symmetric and bool((low < 0).any()) and bool((high > 0).any()):
@@ -56,4 +56,5 @@ class Mse:
         trial.zero_point = torch.zeros(sample.shape[0])
         trial.set_range(low, high)
         difference = (trial(sample) - sample).abs_()
-        return (difference.square_() if self.p == 2 else difference.pow_(self.p)).mean(1)
+        error: Tensor = (difference.square_() if self.p == 2 else difference.pow_(self.p)).mean(1)
+        return error
