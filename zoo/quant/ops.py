@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+CHUNK = 1 << 18  # elements: enough for both cores to share, few enough to stay in their caches
 
 
 def expand(value: Tensor, like: Tensor, axis: int | None) -> Tensor:
@@ -24,21 +28,51 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = 
     return (q - expand(zero_point, q, axis).to(q.dtype)) * expand(scale, q, axis)
 
 
+@torch.no_grad()
 def fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None = None
 ) -> Tensor:
-    """Return ``dequantize(quantize(x))`` in one fused kernel, bit-equal to the two."""
-    if axis is None or scale.numel() == 1:
-        return torch.fake_quantize_per_tensor_affine(
-            x, scale.detach().reshape(()), zero_point.reshape(()).to(torch.int32), qmin, qmax
-        )
-    return torch.fake_quantize_per_channel_affine(x, scale.detach(), zero_point.to(torch.int32), axis, qmin, qmax)
+    """Return ``dequantize(quantize(x))``, bit-equal to the two and several times as fast; no gradient."""
+    if axis is not None and scale.numel() > 1:
+        s, z = expand(scale, x, axis), expand(zero_point, x, axis).to(x.dtype)
+        y = torch.round(x * (1.0 / s))
+        return torch.clamp(y, qmin - z, qmax - z, out=y).mul_(s)
+    inverse, step, low, high = _scalars(scale, zero_point, qmin, qmax)
+    x = dense(x)
+    y = torch.empty_like(x)
+    for source, target, code in _chunks(x, y):
+        torch.mul(source, inverse, out=code)
+        torch.mul(code.round_().clamp_(low, high), step, out=target)
+    return y
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    if a.stride() == b.stride() and a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
-        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
-    return torch.dot(a.reshape(-1), b.reshape(-1))
+def dense(x: Tensor) -> Tensor:
+    """Return the tensor with no gaps in memory, in its own order where that is contiguous or channels_last."""
+    return x if x.is_contiguous() or channels_last(x) else x.contiguous()
+
+
+def channels_last(x: Tensor) -> bool:
+    """Tell whether ``[N, C, H, W]`` lies in memory as N, H, W, C."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def flat(x: Tensor) -> Tensor:
+    """Return a dense tensor as one row, in memory order."""
+    return (x.permute(0, 2, 3, 1) if channels_last(x) else x).reshape(-1)
+
+
+def _scalars(scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> tuple[float, float, float, float]:
+    s, z = scale.detach().float(), float(zero_point)
+    return float(1.0 / s), float(s), qmin - z, qmax - z
+
+
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield equal pieces of dense tensors of one shape and layout, and a float32 scratch of the piece's size."""
+    size = CHUNK if tensors[0].device.type == "cpu" else max(tensors[0].numel(), 1)
+    scratch = tensors[0].new_empty(min(size, tensors[0].numel()), dtype=torch.float32)
+    for parts in zip(*(flat(t).split(size) for t in tensors), strict=True):
+        piece = scratch[: parts[0].numel()]
+        yield (*parts, parts[-1] if parts[-1].dtype == torch.float32 and len(parts) == 2 else piece)
 
 
 class LearnedScale(torch.autograd.Function):
@@ -49,25 +83,38 @@ class LearnedScale(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int,
         axis: int | None, gain: float,
     ) -> Tensor:  # fmt: skip
-        y = fake_quantize(x, scale, zero_point, qmin, qmax, axis)
-        ctx.save_for_backward(x, y, scale, zero_point)
+        x = dense(x)
+        ctx.save_for_backward(x, scale, zero_point)
         ctx.rest = (qmin, qmax, axis, gain)  # type: ignore[attr-defined]
-        return y
+        return fake_quantize(x, scale, zero_point, qmin, qmax, axis)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]  # noqa: D102
-        x, y, scale, zero_point = ctx.saved_tensors
+        x, scale, zero_point = ctx.saved_tensors
         qmin, qmax, axis, gain = ctx.rest
-        s, z = expand(scale, x, axis), expand(zero_point, x, axis)
-        inside = (x >= (qmin - 0.5 - z) * s).logical_and_(x <= (qmax + 0.5 - z) * s)
-        grad_x = grad * inside
-        if not ctx.needs_input_grad[1]:
-            return grad_x, None, None, None, None, None, None
-        # d y / d s = y / s - [inside] x / s, with y / s the clipped integer minus the zero point
-        if axis is None or scale.numel() == 1:
-            total = _dot(grad, y) - _dot(grad_x, x)
-            grad_s = (total / scale.reshape(())).reshape(scale.shape)
-        else:
+        # d y / d s = clipped integer - [inside] x / s
+        if axis is not None and scale.numel() > 1:
+            s, z = expand(scale, x, axis), expand(zero_point, x, axis).to(x.dtype)
+            real = x / s
+            inside = (real >= qmin - 0.5 - z).logical_and_(real <= qmax + 0.5 - z)
+            grad_x = grad * inside
             dims = [d for d in range(x.dim()) if d != axis]
-            grad_s = (grad * y - grad_x * x).sum(dims) / scale
-        return grad_x, grad_s * gain, None, None, None, None, None
+            code = torch.clamp(torch.round(real), qmin - z, qmax - z)
+            grad_s = (grad * code - grad_x * real).sum(dims)
+            return grad_x, grad_s * gain, None, None, None, None, None
+        inverse, _, low, high = _scalars(scale, zero_point, qmin, qmax)
+        # empty_like keeps the memory order of x, which grad then has to share
+        grad_x = torch.empty_like(x)
+        grad = torch.empty_like(x).copy_(grad) if grad.stride() != x.stride() else grad
+        learn = ctx.needs_input_grad[1]
+        sums = []
+        for source, g, out, real in _chunks(x, grad, grad_x):
+            torch.mul(source, inverse, out=real)
+            g32 = g.float()
+            passed = torch.ops.aten.hardtanh_backward(g32, real, low - 0.5, high + 0.5)
+            out.copy_(passed)
+            if learn:
+                inside = torch.dot(passed, real)
+                sums.append(torch.dot(g32, real.round_().clamp_(low, high)) - inside)
+        grad_s = torch.stack(sums).sum().reshape(scale.shape) * gain if learn else None
+        return grad_x, grad_s, None, None, None, None, None

@@ -90,11 +90,9 @@ class Quantizer(nn.Module):
         if torch.is_grad_enabled() and (x.requires_grad or self.scale.requires_grad):
             count = x.numel() / (self.scale.numel() if self.axis == 0 else max(x.shape[0], 1))
             gain = 1.0 / math.sqrt(count * max(self.qmax, 1))
-            y: Tensor = ops.LearnedScale.apply(
-                x.float(), self.scale, self.zero_point, self.qmin, self.qmax, self.axis, gain
-            )
+            y: Tensor = ops.LearnedScale.apply(x, self.scale, self.zero_point, self.qmin, self.qmax, self.axis, gain)
             if self.drop and self.training:
                 # QDrop (Wei et al. 2022): an element stays unquantized with probability ``drop``
-                y = torch.where(torch.rand_like(y) < self.drop, x.float(), y)
+                y = torch.where(torch.rand_like(y) < self.drop, x, y)
             return y
         return ops.fake_quantize(x, self.scale, self.zero_point, self.qmin, self.qmax, self.axis)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.integer.semantics._fixed_point import Rescale
+from zoo.quant.ops import channels_last, dense, flat
 
 Path = Literal["float32", "float64", "int64"]
 CHUNK = 1 << 16  # elements: a float64 scratch of this size stays in a core's cache
@@ -66,7 +67,7 @@ class Staircase(nn.Module):
         out = acc if inplace and acc.dtype == torch.float32 else torch.empty_like(acc, dtype=torch.float32)
         if self.path == "int64":
             return out.copy_(self.reference(acc.to(torch.int64)).clamp_(self.low, self.high))
-        if _channels_last(acc) or acc.dim() <= 2 or self.factor.numel() == 1:
+        if channels_last(acc) or acc.dim() <= 2 or self.factor.numel() == 1:
             self._interleaved(flat(acc), flat(out))
         else:
             self._planar(acc, out)
@@ -138,23 +139,9 @@ def middle_shift(y: Tensor, wanted: Tensor, low: int, high: int) -> Tensor:
     return (room_up - room_down) / 2
 
 
-def _channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def dense(x: Tensor) -> Tensor:
-    """Return ``x`` if it lies in memory without gaps, as NCHW or NHWC, else a copy that does."""
-    return x if x.is_contiguous() or _channels_last(x) else x.contiguous()
-
-
 def chunks(x: Tensor) -> tuple[Tensor, ...]:
     """Return flat, cache-sized views of a dense tensor."""
     return torch.split(flat(x), CHUNK if x.device.type == "cpu" else max(x.numel(), 1))
-
-
-def flat(x: Tensor) -> Tensor:
-    """Return a dense tensor as one row, in memory order."""
-    return (x.permute(0, 2, 3, 1) if _channels_last(x) else x).reshape(-1)
 
 
 class Sum(nn.Module):
@@ -211,5 +198,5 @@ class Sum(nn.Module):
 
 def aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return both with one dense memory layout, the one of ``a`` if it has one."""
-    layout = torch.channels_last if _channels_last(a) else torch.contiguous_format
+    layout = torch.channels_last if channels_last(a) else torch.contiguous_format
     return a.contiguous(memory_format=layout), b.contiguous(memory_format=layout)
