@@ -66,6 +66,14 @@ class QWeighted(QNode):
         self.weight_quantizer = Quantizer(weight_format, signed=weight_format.symmetric, channels=weight.shape[0])
         self.rounding: nn.Module | None = None
 
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the layer's sum of products with this weight, plus its bias, before activation and quantizer."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's quantized output."""
+        return self.finish(self.multiply(x, self.quantized_weight()))
+
     def quantized_weight(self) -> Tensor:
         """Return the fake-quantized weight (through the learned rounding while one is being learned)."""
         if self.rounding is not None:
@@ -82,20 +90,19 @@ class QConv2d(QWeighted):
         self.stride, self.dilation, self.groups, self.pad = layer.stride, layer.dilation, layer.groups, layer.pad
         self.extra_pad, self.padding = layer.extra_pad, layer.padding
 
-    def forward(self, x: Tensor) -> Tensor:
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return ``[N, out, H', W']``."""
         if self.extra_pad is not None:
             x = F.pad(x, self.extra_pad)
-        y = F.conv2d(x, self.quantized_weight(), self.bias, self.stride, self.padding, self.dilation, self.groups)
-        return self.finish(y)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class QLinear(QWeighted):
     """Fully connected layer on ``[N, in]``."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return ``[N, out]``."""
-        return self.finish(F.linear(x, self.quantized_weight(), self.bias))
+        return F.linear(x, weight, self.bias)
 
 
 class QAdd(QNode):

@@ -64,7 +64,9 @@ class Units:
             parameter.grad = None
 
 
-def units_of(nodes: Iterable[QNode], *, lr_weight: float, lr_scale: float, lr_bias: float) -> Units:
+def units_of(
+    nodes: Iterable[QNode], *, lr_weight: float, lr_scale: float, lr_bias: float, weight_scales: bool = True
+) -> Units:
     """Return the learnable parameters of some Q-nodes; power-of-two scales stay as they are."""
     nodes = list(nodes)
     units = Units()
@@ -75,6 +77,7 @@ def units_of(nodes: Iterable[QNode], *, lr_weight: float, lr_scale: float, lr_bi
         units.add(((n.bias, n.out.scale.detach()) for n in weighted), lr_bias)
     if lr_scale > 0:
         scales = [n.weight_quantizer.scale for n in weighted if n.weight_quantizer.fmt.scale == "float"]
+        scales = scales if weight_scales else []
         scales += [n.out.scale for n in nodes if n.out.fmt.scale == "float" and n.out.fmt.bits <= 8]
         units.add(((s, s.detach()) for s in scales), lr_scale, positive=True)
     return units
