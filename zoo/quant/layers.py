@@ -31,13 +31,15 @@ class QNode(nn.Module):
         # a semantics' rounding offset in real units, away from zero; only simulated networks have one
         self.nudge: Tensor | None = None
 
-    def _exceeds_six(self) -> bool:
-        return self.act == "relu6" and float(self.out.scale.detach()) * self.out.qmax > 6.0
+    def _clamps(self) -> bool:
+        """Tell whether the calibrated quantizer's clamp is the activation already: 0 below, at most 6 above."""
+        zero = float(self.out.zero_point)
+        top = float(self.out.scale.detach()) * (self.out.qmax - zero)
+        return zero == self.out.qmin and (self.act != "relu6" or top <= 6.0)
 
     def finish(self, y: Tensor) -> Tensor:
         """Apply the fused activation and the output quantizer."""
-        # once calibrated, the clamp of an unsigned quantizer with zero point 0 is the ReLU (and often the 6 too)
-        if self.act and (not self.out.active or self.out.drop or self._exceeds_six()):
+        if self.act and (not self.out.active or self.out.drop or not self._clamps()):
             y = _activate(y, self.act)
         if self.nudge is not None:
             y = y + torch.sign(y) * self.nudge
