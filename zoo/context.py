@@ -56,10 +56,10 @@ class Images:
         return self.preprocess.batch(self.pixels[rows if isinstance(rows, slice) else rows.numpy()])
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[Tensor]:
-        """Yield the first ``limit`` images in order."""
-        count = min(limit or len(self), len(self))
-        for start in range(0, count, size):
-            yield self.at(slice(start, min(start + size, count)))
+        """Yield the first ``limit`` images of a fixed shuffle: many data sets are stored class by class."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[: limit or len(self)]
+        for rows in torch.split(order, size):
+            yield self.at(rows)
 
     def random(self, size: int, generator: torch.Generator, *, augment: bool, pad: int = 4) -> tuple[Tensor, Tensor]:
         """Return a random batch and its rows; ``augment`` crops at random and flips half of the images.
@@ -99,7 +99,11 @@ def _silent(items: Iterable[Any], label: str, total: int | None) -> Iterable[Any
 
 @dataclass
 class Context:
-    """Given to every step. ``parent`` is the traced float network, before any step changed it."""
+    """Given to every step.
+
+    ``parent`` is the traced float network, before any step changed it; ``reference`` the float network that the step
+    quantize was given, in the Q-graph's own nodes.
+    """
 
     quant: QuantConfig
     calibration: Images
@@ -108,6 +112,7 @@ class Context:
     budget: str = "fast"
     train: Images | None = None
     progress: Callable[[Iterable[Any], str, int | None], Iterable[Any]] = _silent
+    reference: fx.GraphModule | None = None
     log: dict[str, Any] = field(default_factory=dict)
     position: int = 0
 

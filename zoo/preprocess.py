@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 class Preprocess:
     """Resize the short side, crop the centre, then ``(pixel - mean) / std`` with pixels in 0..255.
 
-    ``resize`` is the short side in pixels before the crop; None leaves the picture's own size, unless it is smaller
-    than ``size``. ``mean`` and ``std`` are in pixel units, one value per channel.
+    ``size`` is height and width. ``resize`` is the short side in pixels before the crop; None leaves the picture's own
+    size. A picture that would be smaller than ``size`` is enlarged to cover it, its proportions kept. ``mean`` and
+    ``std`` are in pixel units, one value per channel.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -33,8 +35,10 @@ class Preprocess:
             raise DataError(f"preprocess.interpolation: {self.interpolation!r} is unknown (nearest, bilinear, bicubic)")
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise DataError("preprocess: mean and std need one value per channel, 1 or 3 channels")
-        if any(s <= 0 for s in self.std) or len(self.size) != 2 or min(self.size) < 1:
-            raise DataError("preprocess: std must be positive and size two positive numbers")
+        if not all(math.isfinite(m) for m in self.mean) or not all(math.isfinite(s) and s > 0 for s in self.std):
+            raise DataError("preprocess: mean must be finite, std finite and positive")
+        if len(self.size) != 2 or min(self.size) < 1 or (self.resize is not None and self.resize < 1):
+            raise DataError("preprocess: size must be two positive numbers, resize one or null")
 
     @property
     def channels(self) -> int:
@@ -70,15 +74,24 @@ class Preprocess:
                 image = image[:, :, 0]
             if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
                 raise DataError(f"preprocess: an array must be [H, W] or [H, W, 1|3|4], got {list(image.shape)}")
+            if image.size == 0:
+                raise DataError(f"preprocess: an array of {list(image.shape)} holds no pixels")
             image = Image.fromarray(image)
         if not isinstance(image, Image.Image):
             raise DataError(f"preprocess: need a PIL image or a uint8 array, got {type(image).__name__}")
-        image = image.convert("L" if self.channels == 1 else "RGB")
+        if image.mode.startswith(("I", "F")):
+            raise DataError(f"preprocess: a PIL image of mode {image.mode} has more than 8 bits; convert it to 8 bits")
+        if min(image.size) < 1:
+            raise DataError(f"preprocess: a picture of {image.width}x{image.height} holds no pixels")
+        try:
+            image = image.convert("L" if self.channels == 1 else "RGB")
+        except (OSError, SyntaxError, ValueError) as error:  # PIL decodes a file only now
+            raise DataError(f"preprocess: not a readable picture ({error}); replace it") from None
         height, width = self.size
-        short = self.resize or (min(image.size) if image.width >= width and image.height >= height else max(self.size))
-        if short != min(image.size):
-            ratio = short / min(image.size)
-            target = (max(width, round(image.width * ratio)), max(height, round(image.height * ratio)))
+        short = min(image.size)
+        ratio = max((self.resize or short) / short, width / image.width, height / image.height)
+        target = (max(width, round(image.width * ratio)), max(height, round(image.height * ratio)))
+        if target != image.size:
             image = image.resize(target, getattr(Image.Resampling, self.interpolation.upper()))
         array = np.asarray(image, dtype=np.uint8)
         if array.ndim == 2:

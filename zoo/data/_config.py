@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,18 +28,22 @@ class DataConfig:
 def load_split(config: DataConfig, role: Role, limit: int | None = None) -> Split:
     """Return a split, or the first ``limit`` images of a fixed shuffle of it.
 
-    Calibration images are training images, never test images. Raises DataError for missing or malformed data and for
-    a limit beyond the split.
+    Calibration images are training images, never test images. Raises DataError for an unknown argument, missing or
+    malformed data, and a limit below 1 or beyond the split.
     """
     reader = load("zoo.data", config.reader, "data.reader")
     try:
-        split: Split = reader.read(role, **config.args)
+        inspect.signature(reader.read).bind(role, **config.args)
     except TypeError as error:
-        raise DataError(f"data.args: {error}") from None
+        known = ", ".join(list(inspect.signature(reader.read).parameters)[1:]) or "none"
+        raise DataError(f"data.args: {error} (known: {known})") from None
+    split: Split = reader.read(role, **config.args)
     if len(split) == 0:
         raise DataError(f"{split.name}: the split is empty")
     if limit is None or limit == len(split):
         return split
+    if limit < 1:
+        raise DataError(f"{split.name}: the number of images must be positive, got {limit}")
     if limit > len(split):
         raise DataError(f"{split.name}: {limit} images asked for, it has {len(split)}")
     # the rows of the fixed shuffle, in file order

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tarfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,10 @@ SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 
 
 def read(role: Role) -> Split:
-    """Return the 10,000 test images, or the 50,000 training images for training and calibration."""
+    """Return the 10,000 test images, or the 50,000 training images for training and calibration, ``[N, 32, 32, 3]``.
+
+    Raises DataError for a mirror without the files, no download, or a file that is not what it should be.
+    """
     part = "test" if role == "test" else "train"
     folder = mirror("data/cifar10")
     classes = class_names("cifar10")
@@ -36,20 +41,22 @@ def read(role: Role) -> Split:
             key, count, (32, 32, 3), lambda: parquet_rows(files, "img", "label", None), f"cifar10-{part}", 10
         )
     else:
-        archive = fetch(URL, SHA256, cache_dir() / "downloads" / "cifar-10-binary.tar.gz")
+        archive = cache_dir() / "downloads" / "cifar-10-binary.tar.gz"
         pixels, labels, digest = cached(
-            {"cifar10": [SHA256, part]}, count, (32, 32, 3), lambda: _binary(archive, part), f"cifar10-{part}", 10
-        )
+            {"cifar10": [SHA256, part]}, count, (32, 32, 3), lambda: _binary(fetch(URL, SHA256, archive), part),
+            f"cifar10-{part}", 10,
+        )  # fmt: skip
     return Split(f"cifar10-{part}", pixels, labels, digest, None, classes)
 
 
-def _binary(archive: Path, part: str) -> Any:
+def _binary(archive: Path, part: str) -> Iterator[tuple[np.ndarray[Any, Any], int]]:
     names = ["test_batch.bin"] if part == "test" else [f"data_batch_{i}.bin" for i in range(1, 6)]
-    with tarfile.open(archive) as tar:
-        for name in names:
-            handle = tar.extractfile(f"cifar-10-batches-bin/{name}")
-            if handle is None:
-                raise DataError(f"{archive}: holds no {name}")
-            rows = np.frombuffer(handle.read(), np.uint8).reshape(-1, 3073)
-            for row in rows:
-                yield row[1:].reshape(3, 32, 32).transpose(1, 2, 0), int(row[0])
+    try:
+        with tarfile.open(archive) as tar:
+            for name in names:
+                handle = tar.extractfile(f"cifar-10-batches-bin/{name}")
+                rows = np.frombuffer(handle.read() if handle else b"", np.uint8).reshape(-1, 3073)
+                for row in rows:
+                    yield row[1:].reshape(3, 32, 32).transpose(1, 2, 0), int(row[0])
+    except (tarfile.TarError, KeyError, ValueError, EOFError, zlib.error) as error:
+        raise DataError(f"{archive}: not the CIFAR-10 binary archive ({error}); remove it and try again") from None

@@ -30,7 +30,7 @@ def read(role: Role) -> Split:
         raise DataError(f"{path}: missing or altered; reinstall the package")
     raw = np.frombuffer(lzma.decompress(data), np.uint8)
     labels = raw[:_COUNT].astype(np.int64)
-    # each row holds the difference to the row above it, which compresses better
+    # the file holds the difference of each pixel to the one above it: see fashion/build.py
     images = np.cumsum(raw[_COUNT:].reshape(_COUNT, _SIDE, _SIDE), axis=1, dtype=np.uint8)[..., None]
     images.setflags(write=False)
     subset = "5000 of 10000" if part == "test" else "5000 of 60000"

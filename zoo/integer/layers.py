@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from zoo.errors import QuantError
 from zoo.integer.program import Node, Program, TensorFormat, assemble, centred_weight
+from zoo.integer.shapes import shapes, window
 from zoo.resolve import load
 
-EXACT32, EXACT64, INT32 = 2.0**24, 2.0**52, 2.0**31
+EXACT32, INT32, INT48 = 2.0**24, 2.0**31, 2.0**47
 
 
 class IntInput(nn.Module):
@@ -40,8 +41,11 @@ class IntLayer(nn.Module):
         bias = program.tensors[f"{node.name}.bias"].double()
         rows = weight.flatten(1).abs().sum(1).double() * source.reach
         self.bound = float((rows + bias.abs()).max())
-        if self.bound >= (INT32 if source.bits <= 8 else EXACT64):
-            raise QuantError(f"{node.name}: an accumulator may reach {self.bound:.3g}, beyond int32; use fewer bits")
+        if self.bound >= (INT48 if source.wide else INT32):
+            raise QuantError(
+                f"{node.name}: an accumulator may reach {self.bound:.3g}, beyond "
+                f"{'the int48 of 16-bit inputs' if source.wide else 'int32'}; use fewer bits"
+            )
         dtype = torch.float32 if float(rows.max()) < EXACT32 else torch.float64
         layout = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
         self.register_buffer("weight", weight.to(dtype).contiguous(memory_format=layout), persistent=False)
@@ -51,8 +55,9 @@ class IntLayer(nn.Module):
         self.register_buffer("joint_bias", bias.to(dtype), persistent=False)
         low, high = limits(node, node.out)
         self.requantize = semantics.requantize(
-            source.scale, program.tensors[f"{node.name}.weight_scale"], node.out.scale, low=low, high=high
-        )
+            source.scale, program.tensors[f"{node.name}.weight_scale"], node.out.scale, low=low, high=high,
+            wide=source.wide,
+        )  # fmt: skip
 
     weight: Tensor
     bias: Tensor
@@ -107,8 +112,9 @@ class IntAdd(nn.Module):
         a, b = (program.format_of(i) for i in node.inputs)
         low, high = limits(node, node.out)
         self.add = semantics.add(
-            a.scale, a.zero_point, b.scale, b.zero_point, node.out.scale, node.out.zero_point, low, high
-        )
+            a.scale, a.zero_point, b.scale, b.zero_point, node.out.scale, node.out.zero_point, low, high,
+            reach=max(a.reach, b.reach),
+        )  # fmt: skip
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return centred codes of the sum."""
@@ -123,9 +129,13 @@ class IntMul(nn.Module):
         super().__init__()
         assert node.out is not None
         a, b = (program.format_of(i) for i in node.inputs)
-        self.wide = a.reach * b.reach >= EXACT32
+        product = a.reach * b.reach
+        self.wide = product >= EXACT32
         low, high = limits(node, node.out)
-        self.requantize = semantics.requantize(a.scale, torch.tensor([b.scale]), node.out.scale, low=low, high=high)
+        # TFLite's MUL rescales int32 products also where its convolutions of 16-bit codes sum in int64
+        self.requantize = semantics.requantize(
+            a.scale, torch.tensor([b.scale]), node.out.scale, low=low, high=high, wide=product >= INT32
+        )
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return centred codes of the product."""
@@ -142,7 +152,7 @@ class IntCat(nn.Module):
         low, high = limits(node, node.out)
         one = torch.ones(1)
         self.parts = nn.ModuleList(
-            semantics.requantize(program.format_of(i).scale, one, node.out.scale, low=low, high=high)
+            semantics.requantize(program.format_of(i).scale, one, node.out.scale, low=low, high=high, wide=False)
             for i in node.inputs
         )
 
@@ -233,9 +243,7 @@ class _Maker:
             assert node.out is not None
             return IntInput(node.out)
         if node.op in ("mean", "avg_pool"):
-            source = self.shapes[node.inputs[0]]
-            kernel = node.attrs.get("kernel_size", source[2:])
-            return IntMean(node, program, semantics, int(kernel[0]) * int(kernel[1]))
+            return IntMean(node, program, semantics, window(node, self.shapes))
         if node.op == "max_pool":
             return nn.MaxPool2d(node.attrs["kernel_size"], node.attrs["stride"], node.attrs["padding"])
         if node.op == "flatten":
@@ -256,37 +264,3 @@ def build_integer(program: Program, semantics: str) -> fx.GraphModule:
     where an accumulator cannot be exact, RecipeError for unknown semantics.
     """
     return assemble(program, _Maker(program, semantics))
-
-
-def shapes(program: Program) -> dict[str, tuple[int, ...]]:
-    """Return each node's output shape for one image, worked out without arithmetic on real data."""
-    found: dict[str, tuple[int, ...]] = {}
-    for node in program.nodes:
-        if node.op == "input":
-            found[node.name] = (1, *program.input_shape)
-            continue
-        x = torch.empty(found[node.inputs[0]], device="meta")
-        if node.op == "conv2d":
-            w = torch.empty(program.tensors[f"{node.name}.weight"].shape, device="meta")
-            x = F.pad(x, tuple(node.attrs["pad"]))
-            y = F.conv2d(
-                x, w, None, tuple(node.attrs["stride"]), 0, tuple(node.attrs["dilation"]), node.attrs["groups"]
-            )
-        elif node.op == "linear":
-            y = F.linear(x, torch.empty(program.tensors[f"{node.name}.weight"].shape, device="meta"))
-        elif node.op in ("add", "mul"):
-            y = x + torch.empty(found[node.inputs[1]], device="meta")
-        elif node.op == "cat":
-            y = torch.cat([torch.empty(found[i], device="meta") for i in node.inputs], 1)
-        elif node.op == "mean":
-            y = x.mean((2, 3), keepdim=True)
-        elif node.op == "avg_pool":
-            y = F.avg_pool2d(x, tuple(node.attrs["kernel_size"]), tuple(node.attrs["stride"]))
-        elif node.op == "max_pool":
-            y = F.max_pool2d(x, node.attrs["kernel_size"], node.attrs["stride"], node.attrs["padding"])
-        elif node.op == "flatten":
-            y = x.flatten(1)
-        else:
-            y = x
-        found[node.name] = tuple(y.shape)
-    return found

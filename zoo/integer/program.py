@@ -45,6 +45,11 @@ class TensorFormat:
         """Return the largest magnitude of a centred code."""
         return max(abs(self.low), abs(self.high))
 
+    @property
+    def wide(self) -> bool | None:
+        """Return what ``requantize`` takes for sums over this tensor: more than 8 bits ask for int64 accumulators."""
+        return True if self.bits > 8 else None
+
 
 @dataclass(frozen=True)
 class WeightFormat:
@@ -182,7 +187,7 @@ def _weights(
     if not quantizer.fmt.symmetric:
         tensors[f"{name}.weight_zero_point"] = quantizer.zero_point.to(torch.int32)
     step = source.scale * scale.double()
-    constant, kink = rounding_offsets(semantics, source.scale, scale, out)
+    constant, kink = rounding_offsets(semantics, source, scale, out)
     offset = (constant + (kink if module.act else 0)) * out.scale
     bias = torch.round((module.bias.double() - offset) / step)
     if bool((bias.abs() >= 2**31).any()):
@@ -190,9 +195,9 @@ def _weights(
     tensors[f"{name}.bias"] = bias.to(torch.int32)
 
 
-def rounding_offsets(semantics: Any, node_scale: float, scale_w: Tensor, out: TensorFormat) -> tuple[Tensor, Tensor]:
+def rounding_offsets(semantics: Any, source: TensorFormat, scale_w: Tensor, out: TensorFormat) -> tuple[Tensor, Tensor]:
     """Return the semantics' rounding offset of a layer in output steps: constant, and away from zero; float64."""
-    module = semantics.requantize(node_scale, scale_w, out.scale, low=out.low, high=out.high)
+    module = semantics.requantize(source.scale, scale_w, out.scale, low=out.low, high=out.high, wide=source.wide)
     constant, kink = module.rounding()
     return constant, kink
 

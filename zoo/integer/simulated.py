@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from zoo.graph import ops
 from zoo.integer.program import Node, Program, TensorFormat, assemble, centred_weight, rounding_offsets
+from zoo.integer.shapes import shapes, window
 from zoo.quant import layers as q
 from zoo.quant.quantizer import Quantizer
 from zoo.quant.spec import Format
@@ -19,10 +20,11 @@ def build_simulated(program: Program, semantics: str) -> fx.GraphModule:
     """Return the Q-graph rebuilt from integers: weights ``(q - z) s_w``, biases ``b s_x s_w``.
 
     The known rounding offset of the semantics is part of the simulation: added to the bias before a ReLU, away from
-    zero elsewhere.
+    zero elsewhere and in pools.
     """
     rounding = load("zoo.integer.semantics", semantics, "semantics")
-    return assemble(program, lambda node: _module(node, program, rounding))
+    found = shapes(program)
+    return assemble(program, lambda node: _module(node, program, rounding, found))
 
 
 def _quantizer(out: TensorFormat) -> Quantizer:
@@ -34,7 +36,7 @@ def _quantizer(out: TensorFormat) -> Quantizer:
 
 
 @torch.no_grad()
-def _module(node: Node, program: Program, rounding: Any) -> nn.Module:
+def _module(node: Node, program: Program, rounding: Any, found: dict[str, tuple[int, ...]]) -> nn.Module:
     if node.op == "flatten":
         return nn.Flatten(1)
     if node.op == "max_pool":
@@ -45,11 +47,19 @@ def _module(node: Node, program: Program, rounding: Any) -> nn.Module:
         return _weighted(node, program, out, act, rounding)
     if node.op == "table":
         return q.QTable(node.attrs["function"], out)
-    if node.op == "avg_pool":
-        return q.QAvgPool(tuple(node.attrs["kernel_size"]), tuple(node.attrs["stride"]), out)
+    if node.op in ("mean", "avg_pool"):
+        attrs = node.attrs
+        pool = (
+            q.QMean(out) if node.op == "mean" else q.QAvgPool(tuple(attrs["kernel_size"]), tuple(attrs["stride"]), out)
+        )
+        source = program.format_of(node.inputs[0])
+        mean = rounding.mean(source.scale, node.out.scale, window(node, found), node.out.low, node.out.high)
+        constant, kink = mean.rounding()
+        pool.nudge = ((constant + kink) * node.out.scale).float()
+        return pool
     if node.op == "add":
         return q.QAdd(out, act)
-    kinds = {"input": q.QInput, "mul": q.QMul, "cat": q.QCat, "mean": q.QMean}
+    kinds = {"input": q.QInput, "mul": q.QMul, "cat": q.QCat}
     return kinds[node.op](out)
 
 
@@ -59,7 +69,7 @@ def _weighted(node: Node, program: Program, out: Quantizer, act: str | None, rou
     scale = program.tensors[f"{node.name}.weight_scale"]
     weight = codes * scale.reshape([-1] + [1] * (codes.dim() - 1))
     source = program.format_of(node.inputs[0])
-    constant, kink = rounding_offsets(rounding, source.scale, scale, node.out)
+    constant, kink = rounding_offsets(rounding, source, scale, node.out)
     offset = (constant + (kink if act else 0)) * node.out.scale
     bias = program.tensors[f"{node.name}.bias"].double() * (source.scale * scale.double())
     bias = (bias + offset).float()

@@ -70,7 +70,7 @@ def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yield equal pieces of dense tensors of one shape and layout, and a float32 scratch of the piece's size."""
     size = CHUNK if tensors[0].device.type == "cpu" else max(tensors[0].numel(), 1)
     scratch = tensors[0].new_empty(min(size, tensors[0].numel()), dtype=torch.float32)
-    for parts in zip(*(flat(t).split(size) for t in tensors), strict=True):
+    for parts in zip(*(torch.split(flat(t), size) for t in tensors), strict=True):
         piece = scratch[: parts[0].numel()]
         yield (*parts, parts[-1] if parts[-1].dtype == torch.float32 and len(parts) == 2 else piece)
 

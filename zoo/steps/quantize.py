@@ -1,4 +1,4 @@
-"""Swap every node of the float graph for its fake-quantized twin, still uncalibrated."""
+"""Insert quantizers by the recipe's formats."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from torch import fx
 
 from zoo.context import Context
 from zoo.quant.insert import insert_quantizers
+from zoo.steps._walk import float_twin
 
 
 @dataclass(frozen=True)
 class Quantize:
-    """No settings: the recipe's ``quant`` section says which tensor gets which format."""
+    """Swap every layer, add, pool and activation for its Q-module; formats come from the recipe's ``quant``."""
 
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
-        """Return the Q-graph."""
-        return insert_quantizers(net, ctx.quant)
+        """Return the Q-graph, which still computes in float; later steps tune towards it as ``ctx.reference``."""
+        graph = insert_quantizers(net, ctx.quant)
+        ctx.reference = float_twin(graph)
+        return graph

@@ -33,8 +33,11 @@ class Rescale(nn.Module):
     """A nondecreasing map of int64 accumulators to int64 codes, one per channel (axis 1) or one in all.
 
     ``factor`` float64 [C], ``offset`` and ``kink`` float64 [C], ``digits`` int say what the map is in real numbers:
-    ``floor(x * factor + offset + sign(x) * kink)``, where all of these are multiples of ``2**-digits``.
+    ``floor(x * factor + offset + sign(x) * kink)``, where all of these are multiples of ``2**-digits``. It holds for
+    accumulators in ``[-domain, domain)``.
     """
+
+    domain: int = 2**31
 
     factor: Tensor
     offset: Tensor
@@ -89,12 +92,14 @@ class DoubleRounding(Rescale):
     def forward(self, x: Tensor) -> Tensor:
         """Return the unclamped codes of int64 ``x`` [N, C, ...]."""
         mantissa, left, right = (per_channel(t, x) for t in (self.mantissa, self.left, self.right))
-        shifted = x.clamp(INT32_MIN >> left, INT32_MAX >> left) << left
+        shifted = (x.clamp(INT32_MIN, INT32_MAX) << left).clamp_(INT32_MIN, INT32_MAX)
         return rounding_divide_by_power_of_two(saturating_rounding_doubling_high_mul(shifted, mantissa), right)
 
 
 class SingleRounding(Rescale):
     """TFLite's ``MultiplyByQuantizedMultiplier`` for int64 accumulators (16-bit activations): a 15-bit multiplier."""
+
+    domain = 2**47
 
     def __init__(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Take the 31-bit ``(mantissa, shift)`` per channel."""
@@ -124,7 +129,7 @@ class FloorShift(Rescale):
         """Take real factors, float64 [C]; the largest gets ``bits`` bits, all share one shift."""
         super().__init__()
         _, exponent = quantize_multiplier(float(real.max()))
-        self.shift = min(bits - exponent, 62)
+        self.shift, self.domain = min(bits - exponent, 62), 2 ** (62 - bits)
         multiplier = torch.floor(real * 2.0**self.shift + 0.5).clamp_(max=2.0**bits - 1)
         self.register_buffer("multiplier", multiplier.to(torch.int64), persistent=False)
         factor, zero = multiplier * 2.0**-self.shift, torch.zeros_like(multiplier)

@@ -13,7 +13,6 @@ from zoo.quant.ops import channels_last, dense, flat
 Path = Literal["float32", "float64", "int64"]
 CHUNK = 1 << 16  # elements: a float64 scratch of this size stays in a core's cache
 TILE = 2048  # elements: the constants of few channels are repeated to this length, or the inner loops get too short
-DOMAIN = 2**31  # accumulators are int32
 FEW_LEVELS = 64  # float32 rarely passes the proof beyond, so trying it would only cost time
 MANY_LEVELS = 1024  # levels * channels * 3 points are checked; 16-bit outputs rely on theorem 2 alone
 
@@ -35,7 +34,7 @@ class Staircase(nn.Module):
         self._constants(torch.float64, reference.factor, offset, kink)
         self.path: Path = "int64"
         exact = (max(abs(low), abs(high)) + 2).bit_length() + reference.digits <= 53  # theorem 2
-        few = high - low <= FEW_LEVELS
+        few = 0 < high - low <= FEW_LEVELS  # one level only has no step to check
         if few or (not exact and high - low <= MANY_LEVELS):
             points = self._brackets(offset, kink)
             wanted = None if points is None else reference(points).clamp_(low, high)
@@ -116,13 +115,14 @@ class Staircase(nn.Module):
 
     def _brackets(self, offset: Tensor, kink: Tensor) -> Tensor | None:
         """Return accumulators [P, C] that hold, for every level, the last below it and the first on it (theorem 3)."""
+        domain = self.reference.domain
         levels = torch.arange(self.low + 1, self.high + 1, dtype=torch.float64)[:, None]
         real = (levels - offset - torch.where(levels > 0, kink, -kink)) / self.reference.factor
-        near = real.nan_to_num(0.0, DOMAIN, -DOMAIN).clamp_(-DOMAIN, DOMAIN).ceil().to(torch.int64)
-        points = torch.stack([near - 1, near, near + 1]).clamp_(-DOMAIN, DOMAIN - 1)
+        near = real.nan_to_num(0.0, domain, -domain).clamp_(-domain, domain).ceil().to(torch.int64)
+        points = torch.stack([near - 1, near, near + 1]).clamp_(-domain, domain - 1)
         below = self.reference(points[0]) < levels
         above = self.reference(points[2]) >= levels
-        sure = (below | (points[0] == -DOMAIN)) & (above | (points[2] == DOMAIN - 1))
+        sure = (below | (points[0] == -domain)) & (above | (points[2] == domain - 1))
         return points.reshape(-1, near.shape[1]) if bool(sure.all()) else None
 
     def _slack(self, points: Tensor, wanted: Tensor) -> Tensor:
@@ -179,14 +179,15 @@ class Sum(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the codes of ``a + b`` (equal shapes), in the memory format of ``a``."""
+        a, b = aligned(a, b)
         if self.path == "int64":
             codes: Tensor = self.reference(a.to(torch.int64), b.to(torch.int64))
             return codes.clamp_(self.low, self.high).float()
-        if self.path == "table":
-            width = 2 * self.reach + 1
-            return torch.take(self.table, ((a + self.reach) * width + (b + self.reach)).long())
-        a, b = aligned(a, b)
         out = torch.empty_like(a)
+        if self.path == "table":
+            index = (flat(a) + self.reach) * (2 * self.reach + 1) + (flat(b) + self.reach)
+            flat(out).copy_(torch.take(self.table, index.long()))
+            return out
         kink = torch.tensor(self.kink, dtype=torch.float64, device=a.device)
         for x, z, result in zip(chunks(a), chunks(b), chunks(out), strict=True):
             y = x.double().mul_(self.a).add_(z.double().mul_(self.b))

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.integer.semantics._fixed_point import per_channel
-from zoo.integer.semantics._staircase import aligned, chunks, dense
+from zoo.integer.semantics._staircase import aligned, chunks
+from zoo.quant.ops import dense
 
 NAME = "float32"
 DESCRIPTION = "float32 multiplier, round half to even"

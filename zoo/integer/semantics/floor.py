@@ -17,9 +17,8 @@ def requantize(
 ) -> nn.Module:
     """Return a module: exact accumulator ``[N, C, ...]`` -> centred codes in ``[low, high]``.
 
-    The multiplier of each channel has up to 31 bits, 15 where ``wide`` (see tflite) asks for int64 accumulators.
+    The largest multiplier has 31 bits, or 15 where ``wide`` asks for int64 accumulators (16-bit inputs).
     """
-    wide = high - low > 255 if wide is None else wide
     real = scale_w.double() * float(scale_in) / float(scale_y)
     return Staircase(FloorShift(real, 15 if wide else 31), low, high)
 

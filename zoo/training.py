@@ -1,0 +1,98 @@
+"""Recipes that end with a float network: its weights, and what they reach, for ``recipes/model`` to name."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo import __version__
+from zoo.artifact import files
+from zoo.context import Context, Images
+from zoo.data import DataConfig, load_split
+from zoo.errors import ArtifactError
+from zoo.evaluation import predict
+from zoo.graph.trace import trace
+from zoo.paths import results_dir
+from zoo.pipeline import check_classes, configure, cpu_name, versions
+from zoo.preprocess import Preprocess
+from zoo.progress import bar
+from zoo.recipe import Recipe, content_hash, make_step
+from zoo.resolve import build
+from zoo.weights import ModelConfig, build_model, load_weights, tensors_sha256
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where the weights lie, their test accuracy in percent, and on how many images."""
+
+    path: Path
+    top1: float
+    n: int
+
+
+def ends_in_float(fields: dict[str, Any]) -> bool:
+    """Tell whether a resolved recipe trains a float network and does nothing else."""
+    steps = fields.get("steps")
+    return isinstance(steps, list) and bool(steps) and all(s == "train" or list(s) == ["train"] for s in steps)
+
+
+def train_float(fields: dict[str, Any], *, output: Path | None = None, command: str = "") -> Trained:
+    """Train, evaluate and write ``weights/<recipe>.safetensors`` and ``.json`` below the results folder.
+
+    Raises ZooError for a wrong recipe or data, ArtifactError where the files cannot be written.
+    """
+    recipe = Recipe.parse(fields)
+    configure(recipe)
+    config = build(ModelConfig, recipe.model, "model")
+    data = build(DataConfig, recipe.data, "data")
+    preprocess = Preprocess.from_dict(dict(config.preprocess))
+    state, source = load_weights(config)
+    model = build_model(config, state)
+    train, test = load_split(data, "train", recipe.images), load_split(data, "test", recipe.test_limit)
+    check_classes(model, test, preprocess)
+    images = Images(train.images, preprocess, train.labels)
+    net = parent = trace(model, images.at(slice(0, 1)))
+    context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, images, bar)
+    started = time.perf_counter()
+    for i, step in enumerate(recipe.steps):
+        context.position = i
+        net = make_step(step, f"recipe.steps[{i}]")(net, context)
+    seconds = round(time.perf_counter() - started, 1)
+    trained = net.state_dict()
+    model.load_state_dict({name: trained.get(name, value) for name, value in model.state_dict().items()})
+    top1 = predict(model.eval(), test, preprocess, "float").top1
+    tensors = {n: t.detach().clone().contiguous() for n, t in model.state_dict().items() if t.is_floating_point()}
+    notes = {
+        "recipe": recipe.name, "recipe_sha256": content_hash(fields), "command": command, "top1": top1,
+        "start": source, "tensors_sha256": tensors_sha256(tensors), "seconds": seconds, "seed": recipe.seed,
+        "train": {"name": train.name, "n": len(train), "subset": train.subset, "fingerprint": train.fingerprint},
+        "test": {"name": test.name, "n": len(test), "subset": test.subset, "fingerprint": test.fingerprint},
+        "steps": [asdict(s) for s in recipe.steps], "log": context.log, "versions": versions(), "code": __version__,
+        "machine": cpu_name(),
+    }  # fmt: skip
+    path = (Path(output) if output else results_dir()) / "weights" / f"{recipe.name}.safetensors"
+    _write(path, tensors, notes)
+    return Trained(path, top1, len(test))
+
+
+def _write(path: Path, tensors: dict[str, Any], notes: dict[str, Any]) -> None:
+    from safetensors.torch import save
+
+    data = save(tensors)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+            temporary.write_text(files.dump(notes | {"sha256": files.sha256(path)}))
+            os.replace(temporary, path.with_suffix(".json"))
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: cannot be written ({error.strerror or error}); free space or choose output=DIR"
+        ) from None
