@@ -96,7 +96,7 @@ class LearnedScale(torch.autograd.Function):
         if axis is not None and scale.numel() > 1:
             s, z = expand(scale, x, axis), expand(zero_point, x, axis).to(x.dtype)
             real = x / s
-            inside = (real >= qmin - 0.5 - z).logical_and_(real <= qmax + 0.5 - z)
+            inside = (real > qmin - z).logical_and_(real < qmax - z)
             grad_x = grad * inside
             dims = [d for d in range(x.dim()) if d != axis]
             code = torch.clamp(torch.round(real), qmin - z, qmax - z)
@@ -111,7 +111,7 @@ class LearnedScale(torch.autograd.Function):
         for source, g, out, real in _chunks(x, grad, grad_x):
             torch.mul(source, inverse, out=real)
             g32 = g.float()
-            passed = torch.ops.aten.hardtanh_backward(g32, real, low - 0.5, high + 0.5)
+            passed = torch.ops.aten.hardtanh_backward(g32, real, low, high)
             out.copy_(passed)
             if learn:
                 inside = torch.dot(passed, real)

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+
+from tests.networks import images, small_resnet, start
+from zoo.context import Context, Images
+from zoo.errors import DataError, GraphError, QuantError, RecipeError
+from zoo.graph.trace import trace
+from zoo.quant.layers import QNode, QWeighted
+from zoo.quant.spec import Format, Override, QuantConfig
+from zoo.recipe import Step as Named
+from zoo.recipe import make_step
+
+CHAIN: list[tuple[str, dict[str, Any]]] = [
+    ("fold_batchnorm", {}),
+    ("quantize", {}),
+    ("calibrate", {"weight": "mse", "act": "minmax", "images": 64}),
+]
+
+
+def apply(net: fx.GraphModule, ctx: Context, *steps: tuple[str, dict[str, Any]]) -> fx.GraphModule:
+    for i, (name, settings) in enumerate(steps):
+        ctx.position = i
+        net = make_step(Named(name, settings), "test")(net, ctx)
+    return net
+
+
+@torch.no_grad()
+def error(net: nn.Module, ctx: Context) -> float:
+    """Mean squared difference of the logits to the float parent's over the parent's variance."""
+    x = ctx.calibration.at(slice(0, len(ctx.calibration)))
+    wanted = ctx.parent(x)
+    return float((net(x) - wanted).square().mean() / wanted.var())
+
+
+def test_folding_and_quantizing_without_calibration_change_nothing() -> None:
+    net, ctx = start()
+    graph = apply(net, ctx, *CHAIN[:2])
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in graph.modules())
+    assert error(graph, ctx) < 1e-8
+
+
+@pytest.mark.parametrize("settings", [{"act": a, "weight": w} for a in ("minmax", "percentile", "mse", "kl") for w in ("mse", "minmax")])  # fmt: skip
+def test_eight_bits_follow_the_float_network(settings: dict[str, Any]) -> None:
+    net, ctx = start(8, 8)
+    assert error(apply(net, ctx, *CHAIN[:2], ("calibrate", settings)), ctx) < (0.1 if settings["act"] == "kl" else 0.02)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        ("correct_bias", {"images": 64}),
+        ("gptq", {"images": 64}),
+        ("adaround", {"images": 64, "iterations": 100}),
+        ("reconstruct", {"images": 64, "iterations": 30, "drop": 0.0, "weights": "latent"}),
+        ("reconstruct", {"images": 64, "iterations": 60, "rate": 0.02}),
+        ("distill", {"epochs": 10, "batch": 16, "mse": 1.0, "augment": False}),
+        ("distill", {"epochs": 10, "batch": 16, "features": 1.0, "augment": False}),
+    ],
+    ids=lambda s: s[0],
+)
+def test_steps_that_repair_four_bit_weights_do(step: tuple[str, dict[str, Any]]) -> None:
+    net, ctx = start(4, 8)
+    before = apply(net, ctx, *CHAIN)
+    first = error(before, ctx)
+    kept = {n: t.clone() for n, t in before.state_dict().items()}
+    after = apply(before, ctx, step)
+    # bias correction alone only moves the means, so little is asked of it
+    assert error(after, ctx) < first * (0.999 if step[0] == "correct_bias" else 0.8)
+    assert all(torch.equal(t, kept[n]) for n, t in before.state_dict().items()), "a step changed the graph it was given"
+
+
+@pytest.mark.parametrize("name", ["gptq", "adaround"])
+def test_rounding_steps_leave_weights_on_the_grid(name: str) -> None:
+    net, ctx = start(3, 8)
+    graph = apply(net, ctx, *CHAIN, (name, {"images": 64} | ({"iterations": 20} if name == "adaround" else {})))
+    for module in graph.modules():
+        if isinstance(module, QWeighted):
+            assert torch.allclose(module.quantized_weight(), module.weight, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    results = []
+    for _ in range(2):
+        net, ctx = start(4, 4)
+        steps = (("gptq", {"images": 32}), ("reconstruct", {"images": 32, "iterations": 3}), ("distill", {"epochs": 1}))
+        results.append(apply(net, ctx, *CHAIN, *steps).state_dict())
+    assert all(torch.equal(t, results[1][n]) for n, t in results[0].items())
+
+
+def test_equalize_evens_ranges_and_keeps_the_function() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))  # fmt: skip
+    with torch.no_grad():
+        model[0].weight.mul_(torch.logspace(-1, 1, 8).reshape(-1, 1, 1, 1))
+    net = trace(model.eval(), images(2))
+    ctx = Context(QuantConfig(), Images(images(32)), net)
+    equalized = apply(net, ctx, ("equalize", {}))
+    assert torch.allclose(equalized(images(4)), net(images(4)), atol=1e-5)
+
+    def spread(graph: fx.GraphModule) -> float:
+        ranges = graph.get_submodule("0").weight.detach().flatten(1).abs().amax(1)
+        return float(ranges.max() / ranges.min())
+
+    assert spread(equalized) < spread(net) / 3
+
+
+def test_absorb_bias_keeps_the_function_and_lowers_the_bias() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    with torch.no_grad():
+        model[0].bias.fill_(20.0)
+    net = trace(model.eval(), images(2))
+    absorbed = apply(net, Context(QuantConfig(), Images(images(32)), net), ("absorb_bias", {}))
+    assert float(absorbed.get_submodule("0").bias.detach().max()) < 19
+    # what lies more than three standard deviations below the mean is cut
+    assert float(((absorbed(images(32)) - net(images(32))).abs() > 1e-3).float().mean()) < 0.02
+
+
+def test_relu6_becomes_relu() -> None:
+    net = trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6()).eval(), images(1))
+    replaced = apply(net, Context(QuantConfig(), Images(images(4)), net), ("replace_relu6", {}))
+    assert torch.equal(replaced(images(4) * 100), torch.relu(net.get_submodule("0")(images(4) * 100)))
+
+
+def test_reestimated_statistics_are_those_of_the_images() -> None:
+    net, ctx = start(count=96)
+    graph = apply(net, ctx, ("reestimate_batchnorm", {"batches": 3, "batch": 32}))
+    first = next(m for m in graph.modules() if isinstance(m, nn.BatchNorm2d))
+    y = net.get_submodule("conv")(torch.cat(list(ctx.calibration.batches(96))))
+    assert first.running_mean is not None
+    assert torch.allclose(first.running_mean, y.mean((0, 2, 3)), atol=1e-4)
+
+
+def test_training_learns() -> None:
+    torch.manual_seed(0)
+    pictures = images(128)
+    labels = (pictures[:, 0].mean((1, 2)) > 0).long()
+    net = trace(small_resnet(), pictures[:1])
+    ctx = Context(QuantConfig(), Images(pictures, labels=labels), net)
+    trained = apply(net, ctx, ("train", {"epochs": 8, "batch": 32, "lr": 0.2, "augment": False, "bf16": False}))
+    with torch.no_grad():
+        assert float((trained(pictures).argmax(1) == labels).float().mean()) > 0.9
+    with pytest.raises(DataError, match="labels"):
+        apply(net, Context(QuantConfig(), Images(pictures), net), ("train", {}))
+
+
+@pytest.mark.parametrize("name", ["correct_bias", "gptq", "adaround", "reconstruct", "distill"])
+def test_steps_that_need_calibration_say_so(name: str) -> None:
+    net, ctx = start()
+    with pytest.raises(QuantError, match="calibrate"):
+        apply(net, ctx, *CHAIN[:2], (name, {}))
+
+
+def test_wrong_order_is_refused() -> None:
+    net, ctx = start()
+    with pytest.raises(GraphError, match="fold_batchnorm"):
+        apply(net, ctx, ("quantize", {}))
+    with pytest.raises(GraphError, match="equalize"):
+        apply(net, ctx, *CHAIN, ("equalize", {}))
+    with pytest.raises(QuantError, match="quantize"):
+        apply(net, ctx, ("fold_batchnorm", {}), ("calibrate", {}))
+    with pytest.raises(GraphError, match="before fold"):
+        apply(net, ctx, ("fold_batchnorm", {}), ("reestimate_batchnorm", {}))
+
+
+def test_too_few_images_and_overrides_that_match_nothing_are_refused() -> None:
+    net, ctx = start(count=8)
+    with pytest.raises(DataError, match="8 calibration images"):
+        apply(net, ctx, *CHAIN)
+    ctx.quant = QuantConfig(weight=Format(bits=8), overrides=(Override("nothing.*", weight={"bits": 4}),))
+    with pytest.raises(RecipeError, match=r"nothing\.\*.*matches nothing"):
+        apply(net, ctx, *CHAIN[:2])
+
+
+def test_nan_activations_name_the_layer() -> None:
+    net, ctx = start()
+    with torch.no_grad():
+        net.get_submodule("block2.conv1").weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(QuantError, match=r"block2\.conv1"):
+        apply(net, ctx, *CHAIN)
+
+
+def test_dead_channels_and_constant_activations_survive() -> None:
+    net, ctx = start(4, 4)
+    folded = apply(net, ctx, CHAIN[0])
+    with torch.no_grad():
+        folded.get_submodule("block1.conv1").weight[:2] = 0
+        folded.get_submodule("block1.conv1").bias[:2] = 1000.0
+    ctx.parent = folded
+    graph = apply(folded, ctx, *CHAIN[1:], ("gptq", {"images": 64}), ("integerize", {}))
+    with torch.no_grad():
+        assert bool(torch.isfinite(graph(images(4))).all())
+
+
+def test_every_node_of_a_calibrated_graph_is_quantized() -> None:
+    net, ctx = start()
+    graph = apply(net, ctx, *CHAIN)
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            module = graph.get_submodule(str(node.target))
+            assert isinstance(module, QNode | nn.MaxPool2d | nn.Flatten), node.target
+            assert not isinstance(module, QNode) or bool(module.out.ready)

@@ -1,0 +1,139 @@
+"""The command line: what a newcomer sees, what a run leaves behind, and one-line errors for everything wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import zoo
+from zoo.paths import recipes_dir
+from zoo.run import compose, main, names
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = [
+    "recipe=resnet8_fashion_w4a4", "images=64", "test_limit=50", "steps.2.calibrate.images=64", "steps.3.gptq.images=32",
+    "steps.4.distill.epochs=0.25",
+]  # fmt: skip
+
+
+def command(arguments: list[str], **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ZOO_")} | more
+    return subprocess.run(
+        [sys.executable, "-m", "zoo.run", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_every_recipe(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names())
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_resolves_and_names_itself(name: str) -> None:
+    from zoo.pipeline import dry
+
+    recipe = dry(compose([f"recipe={name}"]))
+    assert recipe.name == name and recipe.description
+
+
+def test_a_run_writes_a_checkpoint_a_record_and_nothing_else(tmp_path: Path) -> None:
+    done = command([*SMALL, f"output={tmp_path}"])
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "resnet8_fashion_w4a4"
+    assert sorted(p.name for p in folder.iterdir())[0] == "checkpoint" and len(list(folder.iterdir())) == 2
+    (record,) = (json.loads(p.read_text()) for p in folder.glob("*.json"))
+    assert record["data"]["n"] == 50 and "50 of" in record["data"]["subset"] and record["bits"] == "W4A4"
+    net = zoo.load(folder / "checkpoint", integer=True)
+    assert len(net.labels) == 10 and "W4A4" in net.card
+    again = command([*SMALL, f"output={tmp_path / 'second'}"])
+    assert again.returncode == 0, again.stderr
+    weights = [folder, tmp_path / "second" / "resnet8_fashion_w4a4"]
+    first, second = (hashlib.sha256((f / "checkpoint" / "model.safetensors").read_bytes()).hexdigest() for f in weights)
+    assert first == second == record["artifact_sha256"]
+
+
+def test_killed_at_any_moment_nothing_half_written_is_taken_for_good(tmp_path: Path) -> None:
+    target = tmp_path / "resnet8_fashion_w4a4" / "checkpoint"
+    for delay in (1.0, 3.0, 4.0, 5.0, 6.0, 8.0):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "zoo.run", *SMALL, f"output={tmp_path}"], cwd=ROOT, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if target.exists():
+            zoo.load(target)
+    done = command([*SMALL, f"output={tmp_path}"])
+    assert done.returncode == 0, done.stderr
+    zoo.load(target)
+    assert sorted(p.name.startswith(".") for p in (tmp_path / "resnet8_fashion_w4a4").iterdir()) == [False, False]
+
+
+WRONG = {
+    "recipe": (["recipe=resnet8_w4a5"], "resnet8_w4a4"),
+    "model": (["recipe=resnet8_w8a8", "model=resnet9"], "resnet8"),
+    "data": (["recipe=resnet8_w8a8", "data=cifar11"], "cifar10"),
+    "no field": (["recipe"], "field=value"),
+    "unknown field": (["recipe=resnet8_fashion_w8a8", "colour=3"], "colour"),
+    "added field": (["recipe=resnet8_fashion_w8a8", "+colour=3"], "colour"),
+    "unknown step": (["recipe=resnet8_fashion_w8a8", "steps=[fold_batchnorms]"], "fold_batchnorm"),
+    "step of other code": (["recipe=resnet8_fashion_w8a8", "steps=[os.system]"], "os.system"),
+    "private step": (["recipe=resnet8_fashion_w8a8", "steps=[_learn]"], "_learn"),
+    "step field": (["recipe=resnet8_fashion_w8a8", "+steps.2.calibrate.image=3"], "images"),
+    "value": (["recipe=resnet8_fashion_w8a8", "steps.2.calibrate.act=median"], "minmax"),
+    "type": (["recipe=resnet8_fashion_w8a8", "steps.2.calibrate.images=many"], "calibrate.images"),
+    "bits": (["recipe=resnet8_fashion_w8a8", "quant.weight.bits=9"], "bits"),
+    "bits 1": (["recipe=resnet8_fashion_w8a8", "quant.act.bits=1"], "bits"),
+    "budget": (["recipe=resnet8_fashion_w8a8", "budget=huge"], "fast"),
+    "seed": (["recipe=resnet8_fashion_w8a8", "seed=-1"], "seed"),
+    "images": (["recipe=resnet8_fashion_w8a8", "images=10"], "images"),
+    "too many": (["recipe=resnet8_fashion_w8a8", "images=6000"], "5000"),
+    "override": (["recipe=resnet8_fashion_w4a8", "quant.overrides=[{match: layer9.*, weight: {bits: 8}}]"], "layer9"),
+    "semantics": (["recipe=resnet8_fashion_w8a8", "images=64", "steps.2.calibrate.images=64", "steps.3.gptq.images=16",
+                   "steps.4.integerize.semantics=cmsis"], "tflite"),
+    "no integerize": (["recipe=resnet8_fashion_w8a8", "images=64", "steps=[fold_batchnorm]"], "integerize"),
+    "other classes": (["recipe=resnet8_fashion_w8a8", "data=imagenet_folder", "data.args.root=/nowhere"], "nowhere"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_ends_in_one_line_and_exit_code_two(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, named = WRONG[case]
+    assert main([*arguments, f"output={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and named in error, error
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_missing_data_says_what_to_do(tmp_path: Path) -> None:
+    done = command(
+        ["recipe=mnv1_w8a8", f"output={tmp_path}"], ZOO_MIRROR=str(tmp_path), ZOO_CACHE=str(tmp_path / "cache"),
+        HF_HUB_OFFLINE="1", https_proxy="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9",
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert "ZOO_MIRROR" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert main([*SMALL, f"output={tmp_path / 'file'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(tmp_path / "file") in error
+
+
+def test_recipes_are_yaml_with_a_package_header() -> None:
+    for path in recipes_dir().glob("*/*.yaml"):
+        assert path.read_text().startswith("# @package "), path
