@@ -49,7 +49,7 @@ def test_it_equals_torchs_own_fake_quantization(zero: float) -> None:
 
 
 def _reference(x: Tensor, s: Tensor, z: float, qmin: int, qmax: int) -> Tensor:
-    """LSQ by autograd alone: Esser et al. 2020, eq. 1-3, with the straight-through rounding as a detached difference."""
+    """LSQ by autograd alone (Esser et al. 2020, eq. 1-3): the rounding is a detached difference."""
     real = x / s
     clipped = real.clamp(qmin - z, qmax - z)
     return (clipped + (clipped.round() - clipped).detach()) * s
