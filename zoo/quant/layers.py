@@ -30,6 +30,8 @@ class QNode(nn.Module):
         self.out, self.act = out, act
         # a semantics' rounding offset in real units, away from zero; only simulated networks have one
         self.nudge: Tensor | None = None
+        # upper end of each channel [C] where a ReLU6 was rescaled; once calibrated, the quantizer's clamp lies below it
+        self.cap: Tensor | None = None
 
     def _clamps(self) -> bool:
         """Tell whether the calibrated quantizer's clamp is the activation already: 0 below, at most 6 above."""
@@ -41,6 +43,8 @@ class QNode(nn.Module):
         """Apply the fused activation and the output quantizer."""
         if self.act and (not self.out.active or self.out.drop or not self._clamps()):
             y = _activate(y, self.act)
+            if self.cap is not None and not self.out.active:
+                y = torch.minimum(y, self.cap.reshape([1, -1] + [1] * (y.dim() - 2)))
         if self.nudge is not None:
             y = y + torch.sign(y) * self.nudge
         return self.out(y)  # type: ignore[no-any-return]

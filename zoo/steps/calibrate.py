@@ -103,7 +103,8 @@ class Calibrate:
         for name, node in nodes.items():
             low, high = seen[name].extremes(name)
             node.out.active = True
-            node.out.set_range(*observer.range(seen[name].sample(), low, high, node.out))
+            low, high = observer.range(seen[name].sample(), low, high, node.out)
+            node.out.set_range(low, high if node.cap is None else high.clamp(max=float(node.cap.min())))
         for quantizer in weights:
             quantizer.active = True
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from zoo.errors import ModelError
 from zoo.resolve import load
 from zoo.weights import keras
-from zoo.weights._config import ModelConfig
-from zoo.weights.sources import Unavailable, fetch, keep, parse
+from zoo.weights._config import ModelConfig, Source
+from zoo.weights.sources import Unavailable, fetch, forget, keep, parse
 
 _COUNTER = "num_batches_tracked"  # training bookkeeping: publishers leave it out, inference never reads it
 
@@ -35,21 +35,13 @@ def load_weights(config: ModelConfig, *, offline: bool = False) -> tuple[dict[st
     tried = []
     for source in config.weights.sources:
         try:
-            data = fetch(source, offline=offline)
+            data, state = _fetch(config, source, offline)
         except Unavailable as reason:
             tried.append(str(reason))
             continue
-        where = source.label
-        digest = hashlib.sha256(data).hexdigest()
-        state = _convert(config, parse(data, where), where)
-        content = tensors_sha256(state)
-        if config.weights.tensors_sha256 not in ("", content):
-            raise ModelError(
-                f"{config.name}: the tensors of {where} have sha256 {content[:12]}, expected "
-                f"{config.weights.tensors_sha256[:12]}; these are other weights than the recipe was made for"
-            )
         keep(source, data)
-        return state, {"source": where, "sha256": digest, "tensors_sha256": content}
+        digest = hashlib.sha256(data).hexdigest()
+        return state, {"source": source.label, "sha256": digest, "tensors_sha256": tensors_sha256(state)}
     raise ModelError(
         f"{config.name}: no float weights: {'; '.join(tried)}; go online, or set ZOO_MIRROR to a folder that holds them"
     )
@@ -82,6 +74,29 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
         digest.update(json.dumps([name, list(tensor.shape)]).encode())
         digest.update(tensor.numpy().astype("<f4").tobytes())
     return digest.hexdigest()
+
+
+def _fetch(config: ModelConfig, source: Source, offline: bool) -> tuple[bytes, dict[str, Tensor]]:
+    data = fetch(source, offline=offline)
+    try:
+        return data, _verified(config, data, source.label)
+    except ModelError:
+        if not forget(source):
+            raise
+    data = fetch(source, offline=offline)
+    return data, _verified(config, data, source.label)
+
+
+def _verified(config: ModelConfig, data: bytes, where: str) -> dict[str, Tensor]:
+    assert config.weights is not None
+    state = _convert(config, parse(data, where), where)
+    content = tensors_sha256(state)
+    if config.weights.tensors_sha256 not in ("", content):
+        raise ModelError(
+            f"{config.name}: the tensors of {where} have sha256 {content[:12]}, expected "
+            f"{config.weights.tensors_sha256[:12]}; these are other weights than the recipe was made for"
+        )
+    return state
 
 
 def _build(config: ModelConfig) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zoo.errors import ModelError
 
+_LIMIT = 2**28  # values of one tensor: 1 GiB
 
 def resnet8(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """Convert the MLPerf Tiny ResNet8; its layers are numbered in the order in which Keras made them."""
@@ -55,6 +56,8 @@ def read_h5(data: bytes, where: str) -> dict[str, Tensor]:
 
             def visit(path: str, item: Any) -> None:  # follows no link, so it never leaves the file
                 if isinstance(item, h5py.Dataset):
+                    if item.size > _LIMIT:  # unwritten values take no room in a file
+                        raise ModelError(f"{where}: {path!r} claims {item.size} values; this is no file of this zoo")
                     # group of the layer / scopes of the graph it was saved from / parameter:0
                     layer, *_, parameter = path.split("/")
                     name = f"{layer}/{parameter.removesuffix(':0')}"

@@ -57,6 +57,14 @@ def keep(source: Source, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def forget(source: Source) -> bool:
+    """Drop a cached download that only its content can verify; False where there is none, or its own sha256 did."""
+    if source.kind != "url" or source.sha256 or not _cached(source).is_file():
+        return False
+    _cached(source).unlink(missing_ok=True)
+    return True
+
+
 def parse(data: bytes, where: str) -> dict[str, Tensor]:
     """Return the tensors of a ``.safetensors`` or Keras ``.h5`` file; ModelError when it is cut short or neither."""
     if data.startswith(_HDF5):
