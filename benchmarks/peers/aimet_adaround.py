@@ -1,5 +1,7 @@
 """AIMET: ``python -m benchmarks.peers.aimet_adaround`` in an environment with aimet-torch."""
 
+# mypy: disable-error-code="import-not-found"
+
 from __future__ import annotations
 
 import tempfile
@@ -19,7 +21,7 @@ from benchmarks.peers._common import BATCH, Work, arguments
 
 
 def main() -> None:
-    """Quantize by AIMET's own sequence: prepare, fold, AdaRound, encodings of the activations."""
+    """Quantize by the sequence of AIMET's documentation: prepare, fold, AdaRound, encodings of the activations."""
     options = arguments("adaround")
     work = Work("adaround", options)
     batches = work.batches()
@@ -35,8 +37,9 @@ def main() -> None:
         with work.stage("prepare"):
             model = prepare_model(work.model)
             fold_all_batch_norms(model, input_shapes=tuple(sample.shape))
-        layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-        eight = [(layers[0], 8), (layers[-1], 8)]
+        layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+        ends = (next(iter(layers)), next(reversed(layers)))
+        eight = [(layers[name], 8) for name in ends]
         loader = DataLoader(TensorDataset(torch.cat(batches)), BATCH)
         with work.stage("adaround"):
             parameters = AdaroundParameters(loader, len(loader), options.iterations, forward_fn=forward)
@@ -44,20 +47,15 @@ def main() -> None:
                 model, sample, parameters, scratch, "adaround", 4, eight, None, scheme, config
             )
         with work.stage("calibrate"):
-            sim = QuantizationSimModel(model, sample, scheme, default_output_bw=8, default_param_bw=4, config_file=config)
-            quantized = dict(sim.model.named_modules())
-            for name, module in model.named_modules():
-                if isinstance(module, nn.Conv2d | nn.Linear) and (name in _ends(model)):
-                    quantized[name].param_quantizers["weight"].bitwidth = 8
+            sim = QuantizationSimModel(
+                model, sample, scheme, default_output_bw=8, default_param_bw=4, config_file=config
+            )
+            for name in ends:
+                sim.model.get_submodule(name).param_quantizers["weight"].bitwidth = 8
             sim.set_and_freeze_param_encodings(str(Path(scratch) / "adaround.encodings"))
             with torch.no_grad():
                 sim.compute_encodings(lambda net: [net(batch) for batch in batches])
     work.report("aimet-torch", sim.model, "per-channel configuration, tf_enhanced, its own defaults otherwise")
-
-
-def _ends(model: nn.Module) -> tuple[str, str]:
-    names = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    return names[0], names[-1]
 
 
 if __name__ == "__main__":

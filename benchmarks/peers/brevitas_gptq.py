@@ -1,5 +1,7 @@
 """Brevitas: ``python -m benchmarks.peers.brevitas_gptq`` in an environment with brevitas."""
 
+# mypy: disable-error-code="import-not-found"
+
 from __future__ import annotations
 
 import torch
@@ -15,7 +17,12 @@ from benchmarks.peers._common import Work, arguments
 
 
 def main() -> None:
-    """Quantize by the functions of Brevitas' own ImageNet example, in its order and with its defaults."""
+    """Quantize by the functions of Brevitas' own ImageNet example, in its order.
+
+    Where its defaults lose accuracy here, the better setting is taken: ReLU6 kept, no equalization (weights have a
+    scale per channel), asymmetric activations (its other backends take unsigned ones), columns in order of their
+    Hessian diagonal.
+    """
     options = arguments("gptq")
     work = Work("gptq", options)
     loader = [(batch, None) for batch in work.batches()]
@@ -26,18 +33,19 @@ def main() -> None:
             model, backend="layerwise", weight_bit_width=4, act_bit_width=8, bias_bit_width=32,
             weight_quant_granularity="per_channel", act_quant_percentile=99.999, act_quant_type="asym",
             scale_factor_type="float_scale", quant_format="int", layerwise_first_last_bit_width=8,
-            weight_param_method="mse",
         )  # fmt: skip
         net.eval()
         with torch.no_grad():
-            net(loader[0][0])
+            net(loader[0][0])  # sets the weight scales, which gptq asks for
     with work.stage("calibrate"):
         calibrate(loader, net)
     with work.stage("gptq"):
-        apply_gptq(loader, net)
+        apply_gptq(loader, net, act_order=True)
     with work.stage("correct_bias"):
         apply_bias_correction(loader, net)
-    work.report("brevitas", net, "mse weight scales, percentile activations, gptq, bias correction")
+    work.report(
+        "brevitas", net, "maximum for weights, percentile for activations, gptq with act_order, bias correction"
+    )
 
 
 if __name__ == "__main__":

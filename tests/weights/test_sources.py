@@ -71,7 +71,7 @@ def test_damaged_cache_is_fetched_again(publisher: Publisher, tmp_path: Path, wh
     assert same(load_weights(config)[0])
     assert path.read_bytes() == data and len(publisher.asked) == 2
     path.write_bytes(data[:-5])
-    with pytest.raises(ModelError, match="net: no float weights: .* is not in the cache"):
+    with pytest.raises(ModelError, match=r"net: no float weights: .* is not in the cache"):
         load_weights(config, offline=True)
 
 

@@ -19,7 +19,7 @@ def fold_batchnorm(net: fx.GraphModule) -> fx.GraphModule:
     """Return the graph without BatchNorm: ``w' = w g / sqrt(v + eps)``, ``b' = (b - m) g / sqrt(v + eps) + beta``.
 
     Computed in float64 (Krishnamoorthi 2018, eq. 20-21). Raises GraphError for a BatchNorm that does not directly
-    follow a convolution or linear layer with no other consumer.
+    follow a convolution or linear layer with no other consumer, and for one without running statistics.
     """
     net = clone(net)
     modules = dict(net.named_modules())
@@ -27,6 +27,11 @@ def fold_batchnorm(net: fx.GraphModule) -> fx.GraphModule:
         bn = modules.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(bn, nn.BatchNorm1d | nn.BatchNorm2d):
             continue
+        if bn.running_var is None:
+            raise GraphError(
+                f"{node.target}: batch normalisation without running statistics cannot be folded; train it with "
+                "track_running_stats=True"
+            )
         before = node.args[0]
         layer = modules.get(str(before.target)) if before.op == "call_module" else None
         if not isinstance(layer, nn.Conv2d | nn.Linear) or len(before.users) != 1:

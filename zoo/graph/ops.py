@@ -26,6 +26,13 @@ def activation_name(module: nn.Module) -> str | None:
     return next((name for name, kind in ACTIVATIONS.items() if type(module) is kind), None)
 
 
+def default_settings(module: nn.Module) -> bool:
+    """Tell whether an activation module has its type's own slope, alpha or approximation, as tables assume."""
+    plain = type(module)()
+    names = [name for name in getattr(plain, "__constants__", ()) if name != "inplace"]
+    return all(getattr(module, name) == getattr(plain, name) for name in names)
+
+
 class Conv2d(nn.Conv2d):
     """A convolution with static zero padding ``pad = (left, right, top, bottom)``, uneven where SAME asks for it."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -23,10 +25,22 @@ _FUNCTIONS: dict[Any, str] = {
     F.hardsigmoid: "hardsigmoid", F.sigmoid: "sigmoid", torch.sigmoid: "sigmoid", F.silu: "silu", F.gelu: "gelu",
     torch.tanh: "tanh", F.elu: "elu",
 }  # fmt: skip
+# what a call may say without changing anything
+_DEFAULTS = {"approximate": "none", "alpha": 1, "mode": "constant", "value": 0, "dtype": None, "out": None}
 _METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "sigmoid_": "sigmoid", "tanh": "tanh"}
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside: list[str] = []  # not left on an error, so that it says where
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self.inside.append(self.path_of_module(m))
+        result = super().call_module(m, forward, args, kwargs)
+        self.inside.pop()
+        return result
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
             type(m).__name__ in _LEAVES
@@ -45,23 +59,49 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
 
     Raises
     ------
-    GraphError: the network cannot be traced, or an operation has no quantized form; the message names it.
+    GraphError: the network cannot be traced, an operation has no quantized form, or the graph does not compute what the
+    network computes on ``example``; the message names the module.
     """
-    model = model.eval()
+    model, tracer = model.eval(), _Tracer()
+    name = type(model).__name__
     try:
-        graph = _Tracer().trace(model)
-        traced = fx.GraphModule(model, graph)
-        with torch.no_grad():
-            ShapeProp(traced).propagate(example)
-    except GraphError:
-        raise
+        traced = fx.GraphModule(model, tracer.trace(model))
     except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        inside = f"{name}.{tracer.inside[-1]}" if tracer.inside else name
         raise GraphError(
-            f"{type(model).__name__}: torch.fx cannot trace it ({first}); write data-dependent control flow out of "
-            "forward, or register the submodule as a leaf"
+            f"{inside}: torch.fx cannot trace it ({_reason(error)}); write data-dependent control flow out of forward, "
+            "or replace the module"
         ) from error
-    return _Normalizer(traced).run()
+    try:
+        # torch prints the stack of an error before raising it
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+            ShapeProp(traced).propagate(example.clone())
+    except Exception as error:
+        raise GraphError(
+            f"{name}: it fails on an input of {list(example.shape)} ({_reason(error.__cause__ or error)}); give an "
+            "example of the size that it takes"
+        ) from error
+    graph = _Normalizer(traced).run()
+    _compare(graph, model, example)
+    return graph
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join((str(error).splitlines() or [type(error).__name__])[0].split())[:200]
+
+
+@torch.no_grad()
+def _compare(graph: fx.GraphModule, model: nn.Module, example: torch.Tensor) -> None:
+    """Refuse what the rules above cannot see: hooks, randomness, in-place changes of a tensor that is read again."""
+    if example.device.type == "meta":
+        return
+    found, wanted = graph(example.clone()), model(example.clone())
+    largest = float(wanted.abs().max()) if wanted.numel() else 0.0
+    if largest < float("inf") and not torch.allclose(found, wanted, rtol=0.0, atol=1e-3 * largest + 1e-6):
+        raise GraphError(
+            f"{type(model).__name__}: its graph computes something else than the network; remove forward hooks, random "
+            "operations and in-place changes of tensors that are read again"
+        )
 
 
 class _Normalizer:
@@ -99,14 +139,22 @@ class _Normalizer:
 
     def _get(self, node: Any) -> fx.Node:
         if not isinstance(node, fx.Node) or node not in self.value:
-            raise GraphError(f"{getattr(node, 'name', node)}: its value is not a tensor of this graph")
+            raise GraphError(
+                f"{getattr(node, 'name', node)}: slices, indices, sizes and constants have no quantized form; replace "
+                "what computes it"
+            )
         if node in self.pads:
             raise GraphError(f"{node.name}: zero padding that no convolution follows cannot be quantized")
         return self.value[node]
 
     def _emit(self, node: fx.Node, module: nn.Module, name: str, *inputs: fx.Node) -> fx.Node:
         unique, count = name, 1
-        while unique in self.kept or any(k.startswith(unique + ".") for k in self.kept):
+        # a function takes no name that belongs to a module of the network, which may still come
+        while (
+            unique in self.kept
+            or any(k.startswith(unique + ".") for k in self.kept)
+            or (unique in self.modules and not (node.op == "call_module" and unique == node.target))
+        ):
             if any(True for _ in module.parameters()):
                 raise GraphError(f"{name}: a layer with weights is used twice; give each use a layer of its own")
             unique, count = f"{name}_{count}", count + 1
@@ -124,6 +172,8 @@ class _Normalizer:
         if isinstance(m, nn.ZeroPad2d):
             return self._pad(node, source, tuple(m.padding))
         if isinstance(m, nn.Conv2d):
+            if not isinstance(m.weight, nn.Parameter):
+                raise GraphError(f"{name}: its weight is computed in forward; remove weight norm and parametrizations")
             if m.padding_mode != "zeros":
                 raise GraphError(f"{name}: padding mode {m.padding_mode!r} has no integer form; use zeros")
             pad = self._conv_pad(m, kind, source)
@@ -142,12 +192,23 @@ class _Normalizer:
             for child in (m.drop, m.act):
                 if not isinstance(child, (*_DROPPED, nn.Module)) or isinstance(child, _DROPPED):
                     continue
-                act = ops.activation_name(child) or _timm_activation(child)
+                act = _activation(child, name)
                 if act is None:
                     raise GraphError(f"{name}: activation {type(child).__name__} is not supported{_known()}")
                 y = self._emit(node, ops.ACTIVATIONS[act](), f"{name}_act", y)
             return None
-        if isinstance(m, nn.Linear | nn.BatchNorm2d | nn.BatchNorm1d | nn.Flatten) or ops.activation_name(m):
+        act = _activation(m, name) if ops.activation_name(m) else None
+        if act is not None:
+            self._emit(node, ops.ACTIVATIONS[act](), name, x)
+        elif isinstance(m, nn.Flatten):
+            self._flatten(node, source, name)
+        elif isinstance(m, nn.Linear):
+            if len(_shape(source)) != 2:
+                raise GraphError(
+                    f"{name}: a linear layer takes [N, features] here, got {_shape(source)}; flatten first"
+                )
+            self._emit(node, m, name, x)
+        elif isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d):
             self._emit(node, m, name, x)
         elif isinstance(m, ops.Add | ops.Mul | ops.Cat | ops.GlobalMean):
             self._emit(node, m, name, *[self._get(a) for a in node.args])
@@ -156,21 +217,19 @@ class _Normalizer:
         elif isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1, 1)):
             self._emit(node, ops.GlobalMean(), name, x)
         elif isinstance(m, nn.AvgPool2d) and type(m) is nn.AvgPool2d:
-            shape = source.meta["tensor_meta"].shape  # type: ignore[union-attr]
             kernel = m.kernel_size if isinstance(m.kernel_size, tuple) else (m.kernel_size,) * 2
-            if tuple(shape[2:]) == tuple(kernel):
-                self._emit(node, ops.GlobalMean(), name, x)
-            elif m.padding in (0, (0, 0)) and not m.ceil_mode:
-                self._emit(node, m, name, x)
-            else:
-                raise GraphError(f"{name}: an average pool with padding or ceil_mode has no integer form")
+            if m.padding not in (0, (0, 0)) or m.ceil_mode or m.divisor_override is not None:
+                raise GraphError(
+                    f"{name}: an average pool with padding, ceil_mode or divisor_override has no integer form"
+                )
+            self._emit(node, ops.GlobalMean() if _shape(source)[2:] == list(kernel) else m, name, x)
         else:
             raise GraphError(f"{name}: {kind} has no quantized form{_known()}; replace it before quantizing")
         return None
 
     def _conv_pad(self, m: nn.Conv2d, kind: str, source: Any) -> tuple[int, int, int, int]:
         if kind == "Conv2dSame" or m.padding == "same":
-            height, width = source.meta["tensor_meta"].shape[2:]
+            height, width = _shape(source)[2:]
             (top, bottom), (left, right) = (
                 _same(n, m.kernel_size[i], m.stride[i], m.dilation[i]) for i, n in enumerate((height, width))
             )
@@ -193,32 +252,32 @@ class _Normalizer:
             return None
         act = _FUNCTIONS.get(target) if node.op == "call_function" else _METHODS.get(str(target))
         if act is not None:
-            self._emit(node, ops.ACTIVATIONS[act](), name, self._get(args[0]))
+            given = _arguments(node, "input", "inplace")
+            if not isinstance(given.get("inplace", False), bool):
+                raise GraphError(f"{name}: {act} with settings of its own has no quantized form; use its defaults")
+            self._emit(node, ops.ACTIVATIONS[act](), name, self._get(given["input"]))
         elif target in (operator.add, operator.iadd, torch.add, "add", "add_"):
             self._binary(node, ops.Add())
         elif target in (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"):
             self._binary(node, ops.Mul())
         elif target in (torch.cat, torch.concat):
-            dim = node.kwargs.get("dim", args[1] if len(args) > 1 else 0)
-            if dim != 1:
-                raise GraphError(f"{name}: only concatenation over channels (dim=1) is supported, got dim={dim}")
-            self._emit(node, ops.Cat(), name, *[self._get(a) for a in args[0]])  # type: ignore[union-attr]
+            given = _arguments(node, "tensors", "dim")
+            if given.get("dim", 0) != 1:
+                raise GraphError(f"{name}: only concatenation over channels (dim=1) is supported, got {given}")
+            self._emit(node, ops.Cat(), name, *[self._get(a) for a in given["tensors"]])
         elif target in (torch.flatten, "flatten", "view", "reshape", torch.reshape, "squeeze"):
-            before, after = (n.meta["tensor_meta"].shape for n in (args[0], node))  # type: ignore[union-attr]
-            if len(after) != 2 or after[0] != before[0]:
-                raise GraphError(f"{name}: a reshape from {list(before)} to {list(after)} is not a flatten")
-            self._emit(node, nn.Flatten(1), name, self._get(args[0]))
+            self._flatten(node, args[0] if args else node.kwargs["input"], name)
         elif target in (torch.mean, "mean"):
             self._mean(node)
-        elif target is F.adaptive_avg_pool2d and args[1] in (1, (1, 1)):
-            self._emit(node, ops.GlobalMean(), name, self._get(args[0]))
+        elif target is F.adaptive_avg_pool2d and _arguments(node, "input", "output_size")["output_size"] in (1, (1, 1)):
+            self._emit(node, ops.GlobalMean(), name, self._get(_arguments(node, "input", "output_size")["input"]))
         elif target is F.pad:
-            if node.kwargs.get("mode", args[2] if len(args) > 2 else "constant") != "constant":
+            given = _arguments(node, "input", "pad", "mode", "value")
+            if given.get("mode", "constant") != "constant" or given.get("value") not in (None, 0):
                 raise GraphError(f"{name}: only zero padding is supported")
-            pad: Any = args[1]
-            self._pad(node, args[0], tuple(int(p) for p in pad))
+            self._pad(node, given["input"], tuple(int(p) for p in given["pad"]))
         elif target in (F.dropout, "contiguous", "float"):
-            self._alias(node, args[0])
+            self._alias(node, args[0] if args else node.kwargs["input"])
         else:
             label = getattr(target, "__name__", str(target))
             where = node.meta.get("nn_module_stack") or {}
@@ -229,21 +288,44 @@ class _Normalizer:
             )
         return None
 
+    def _flatten(self, node: fx.Node, source: Any, name: str) -> None:
+        before, after = _shape(source), _shape(node)
+        if len(after) != 2 or after[0] != before[0]:
+            raise GraphError(f"{name}: a reshape from {before} to {after} is not a flatten")
+        self._emit(node, nn.Flatten(1), name, self._get(source))
+
     def _binary(self, node: fx.Node, module: nn.Module) -> None:
-        for side in node.args:
+        given = _arguments(node, "input", "other")
+        for side in given.values():
             if not isinstance(side, fx.Node):
                 raise GraphError(f"{node.name}: arithmetic with the constant {side!r} has no quantized form")
-        self._emit(node, module, node.name, *[self._get(a) for a in node.args])
+        self._emit(node, module, node.name, self._get(given["input"]), self._get(given["other"]))
 
     def _mean(self, node: fx.Node) -> None:
-        dims: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        keep = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
-        rank = len(node.args[0].meta["tensor_meta"].shape)  # type: ignore[union-attr]
+        given = _arguments(node, "input", "dim", "keepdim")
+        dims, rank = given.get("dim"), len(_shape(given["input"]))
         if not isinstance(dims, tuple | list) or sorted(d % rank for d in dims) != [2, 3]:
             raise GraphError(f"{node.name}: only the mean over height and width is supported, got dim={dims}")
-        y = self._emit(node, ops.GlobalMean(), node.name, self._get(node.args[0]))
-        if not keep:
+        y = self._emit(node, ops.GlobalMean(), node.name, self._get(given["input"]))
+        if not given.get("keepdim", False):
             self._emit(node, nn.Flatten(1), f"{node.name}_flatten", y)
+
+
+def _arguments(node: fx.Node, *names: str) -> dict[str, Any]:
+    """Return a call's arguments by name; one that would change the meaning of the operation is refused."""
+    given = dict(zip(names, node.args, strict=False))
+    for name, value in node.kwargs.items():
+        if name in names:
+            given[name] = value
+        elif name not in _DEFAULTS or value != _DEFAULTS[name]:
+            raise GraphError(f"{node.name}: {name}={value!r} has no quantized form; leave that argument out")
+    if len(node.args) > len(names) or names[0] not in given:
+        raise GraphError(f"{node.name}: a call with {len(node.args)} arguments has no quantized form")
+    return given
+
+
+def _shape(node: Any) -> list[int]:
+    return list(node.meta["tensor_meta"].shape)
 
 
 def _same(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
@@ -251,11 +333,15 @@ def _same(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]
     return total // 2, total - total // 2
 
 
-def _timm_activation(module: nn.Module) -> str | None:
+def _activation(module: nn.Module, where: str) -> str | None:
+    """Return the vocabulary's name of an activation, torch's or timm's own, or None for any other module."""
+    name = ops.activation_name(module)
+    if name is not None and not ops.default_settings(module):
+        raise GraphError(f"{where}: {module} has no quantized form, only {name} with its default settings has")
     names: dict[str, str] = {
         "Swish": "silu", "HardSwish": "hardswish", "HardSigmoid": "hardsigmoid", "Sigmoid": "sigmoid", "Tanh": "tanh",
     }  # fmt: skip
-    return names.get(type(module).__name__)
+    return name or names.get(type(module).__name__)
 
 
 def _known() -> str:

@@ -11,6 +11,7 @@ from zoo.errors import ModelError
 
 _LIMIT = 2**28  # values of one tensor: 1 GiB
 
+
 def resnet8(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """Convert the MLPerf Tiny ResNet8; its layers are numbered in the order in which Keras made them."""
     keras = _Layers(tensors, where)
