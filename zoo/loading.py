@@ -32,7 +32,7 @@ def load_network(name_or_path: str | Path, *, integer: bool) -> Network:
 
 def quantize_network(model: nn.Module, recipe: str | dict[str, Any], calibration_loader: Iterable[Any]) -> Network:
     """Run a recipe's steps on a user's network; see ``zoo.quantize``."""
-    from zoo.pipeline import execute
+    from zoo.pipeline import execute, yaml_text
     from zoo.recipe import Recipe
     from zoo.run import compose, names
 
@@ -58,4 +58,9 @@ def quantize_network(model: nn.Module, recipe: str | dict[str, Any], calibration
             "resize": None, "interpolation": "bilinear",
         },
     }  # fmt: skip
-    return Network(graph, program, config, "")
+    card = (
+        f"# {config['architecture']}, quantized\n\nMade by `zoo.quantize` with the steps of `{parsed.name}`, "
+        f"arithmetic `{semantics}`. Its accuracy was not measured.\n"
+    )
+    kept = {k: v for k, v in fields.items() if k not in ("model", "data")}
+    return Network(graph, program, config, card, yaml_text(kept))

@@ -26,7 +26,7 @@ def main() -> None:
     work = Work("adaround", options)
     batches = work.batches()
     sample = batches[0][:1]
-    config = get_path_for_per_channel_config()
+    per_channel = get_path_for_per_channel_config()
     scheme = QuantScheme.post_training_tf_enhanced
 
     def forward(net: nn.Module, batch: Tensor | list[Tensor]) -> Tensor:
@@ -44,7 +44,7 @@ def main() -> None:
         with work.stage("adaround"):
             parameters = AdaroundParameters(loader, len(loader), options.iterations, forward_fn=forward)
             model = Adaround.apply_adaround(
-                model, sample, parameters, scratch, "adaround", 4, eight, None, scheme, config
+                model, sample, parameters, scratch, "adaround", 4, eight, None, scheme, per_channel
             )
         with work.stage("calibrate"):
             sim = QuantizationSimModel(

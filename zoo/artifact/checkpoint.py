@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from zoo.artifact.codec import decode, encode
 from zoo.errors import ArtifactError, DataError
 from zoo.integer.layers import build_integer
 from zoo.integer.program import Program
+from zoo.integer.shapes import shapes
 from zoo.integer.simulated import build_simulated
 from zoo.preprocess import Preprocess
 from zoo.resolve import names
@@ -28,10 +29,14 @@ _CONFIG = {"format_version", "name", "architecture", "semantics", "input_shape",
 class Network(nn.Module):
     """A quantized network: call it on ``[N, C, H, W]`` floats from ``preprocess``, get ``[N, classes]`` logits."""
 
-    def __init__(self, graph: fx.GraphModule, program: Program, config: Mapping[str, Any], card: str) -> None:
+    def __init__(
+        self, graph: fx.GraphModule, program: Program, config: Mapping[str, Any], card: str, recipe: str = "",
+        metrics: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         """Hold the graph with what belongs to it."""
         super().__init__()
         self.graph_module, self.program, self.config, self.card = graph, program, dict(config), card
+        self.recipe, self.metrics = recipe, dict(metrics or {})
         self.preprocess = Preprocess.from_dict(config["preprocess"])
         self.labels: tuple[str, ...] = tuple(config["labels"])
 
@@ -44,6 +49,10 @@ class Network(nn.Module):
             )
         return self.graph_module(x)  # type: ignore[no-any-return]
 
+    def save(self, folder: str | Path) -> None:
+        """Write a checkpoint folder that ``zoo.load`` reads, whole or not at all; ArtifactError says what hindered."""
+        save(Path(folder), self.program, self.config, recipe=self.recipe, metrics=self.metrics, card=self.card)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -53,6 +62,8 @@ class Checkpoint:
     config: dict[str, Any]
     card: str
     hashes: dict[str, str]
+    recipe: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
 
     def network(self, *, integer: bool = False, semantics: str | None = None) -> Network:
         """Build the integer network (in the checkpoint's semantics, or another) or the fake-quantized one."""
@@ -60,7 +71,7 @@ class Checkpoint:
             graph = build_integer(self.program, semantics or self.config["semantics"])
         else:
             graph = build_simulated(self.program, semantics or self.config["semantics"])
-        return Network(graph, self.program, self.config, self.card)
+        return Network(graph, self.program, self.config, self.card, self.recipe, self.metrics)
 
 
 def tensor_bytes(program: Program, path: Path) -> None:
@@ -116,6 +127,18 @@ def read(folder: Path) -> Checkpoint:
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{folder / 'model.safetensors'}: not a readable safetensors file ({error})") from None
     program = decode(tensors, config["nodes"], config["input_shape"], where)
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8") if "README.md" in hashes else ""
-    return Checkpoint(program, config, text, hashes)
+    try:
+        shapes(program)
+    except (RuntimeError, ValueError, IndexError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ArtifactError(f"{where}: the nodes do not fit together ({reason})") from None
+    card, recipe = (_text(folder / name) if name in hashes else "" for name in ("README.md", "recipe.yaml"))
+    metrics = files.parse(folder / "metrics.json", folder / "metrics.json") if "metrics.json" in hashes else {}
+    return Checkpoint(program, config, card, hashes, recipe, metrics if isinstance(metrics, dict) else {})
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: not readable as text ({error})") from None

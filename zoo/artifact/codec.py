@@ -110,7 +110,7 @@ def _node(entry: Any, seen: set[str], where: str) -> Node:
     name, op, inputs = entry.get("name"), entry.get("op"), entry.get("inputs")
     if not isinstance(name, str) or not _plain(name) or name in seen:
         raise ArtifactError(f"{where}: the name {name!r} is not a new dotted identifier")
-    if op not in _ATTRS:
+    if op not in list(_ATTRS):
         raise ArtifactError(f"{where}: operation {op!r} is unknown (known: {', '.join(_ATTRS)})")
     if not isinstance(inputs, list) or any(i not in seen for i in inputs if isinstance(i, str)):
         raise ArtifactError(f"{where}: inputs must name earlier nodes")
@@ -148,7 +148,7 @@ def _attrs(op: str, attrs: Any, where: str) -> dict[str, Any]:
         if key == "act":
             good = value in ("relu", "relu6")
         elif key == "function":
-            good = value in ops.ACTIVATIONS
+            good = value in list(ops.ACTIVATIONS)
         elif key == "groups":
             good = type(value) is int and 1 <= value <= 65536
         else:
@@ -206,7 +206,9 @@ def _decode_weight(node: Node, fields: Any, left: dict[str, Tensor], program: Pr
     program.tensors[f"{name}.weight_scale"], program.tensors[f"{name}.bias"] = scale, bias
     if not node.weight.symmetric:
         zero = _take(left, f"{name}.weight_zero_point", scale_shape, where)
-        program.tensors[f"{name}.weight_zero_point"] = zero.to(torch.int32)
+        if zero.dtype != torch.int32 or int(zero.min()) < 0 or int(zero.max()) >= 2**bits:
+            raise ArtifactError(f"{where}: {name}.weight_zero_point must hold int32 codes of {bits} bits")
+        program.tensors[f"{name}.weight_zero_point"] = zero
     width = words_per_row(columns, bits) if bits in PACKED else columns
     packed = _take(left, f"{name}.weight_packed", (out, width), where)
     wanted = torch.int32 if bits in PACKED else (torch.int8 if node.weight.symmetric else torch.uint8)
@@ -215,4 +217,7 @@ def _decode_weight(node: Node, fields: Any, left: dict[str, Tensor], program: Pr
     if bits in PACKED:
         codes = unpack(packed, bits, columns)
         packed = (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8) if node.weight.symmetric else codes
+    low = -(2 ** (bits - 1)) if node.weight.symmetric else 0
+    if int(packed.min()) < low or int(packed.max()) >= low + 2**bits:
+        raise ArtifactError(f"{where}: {name}.weight_packed holds codes beyond {bits} bits")
     program.tensors[f"{name}.weight"] = packed.reshape(shape)

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zoo.artifact.packing import pack, unpack, words_per_row
+from zoo.errors import ArtifactError
+
+
+def test_four_bits_by_hand() -> None:
+    # codes 1..8, lowest index in the lowest bits: 0x87654321; the ninth starts a new word
+    words = pack(torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9]]), 4)
+    assert [w & 0xFFFFFFFF for w in words[0].tolist()] == [0x87654321, 0x9]
+
+
+def test_two_bits_by_hand() -> None:
+    # 3, 2, 1, 0 is 0b00011011 from the lowest bits up
+    words = pack(torch.tensor([[3, 2, 1, 0] * 4, [1] * 16]), 2)
+    assert [w & 0xFFFFFFFF for w in words.flatten().tolist()] == [0x1B1B1B1B, 0x55555555]
+
+
+def test_three_bits_by_hand() -> None:
+    # 32 codes of 7 fill 96 bits; a lone 5 = 0b101 followed by 1 = 0b001 gives 0b001101
+    full = pack(torch.full((1, 32), 7), 3)
+    assert [w & 0xFFFFFFFF for w in full[0].tolist()] == [0xFFFFFFFF] * 3
+    assert pack(torch.tensor([[5, 1]]), 3).tolist() == [[0b001101, 0, 0]]
+    # code 10 lies in bits 30..32, across two words
+    codes = torch.zeros(1, 32, dtype=torch.int64)
+    codes[0, 10] = 7
+    assert [w & 0xFFFFFFFF for w in pack(codes, 3)[0].tolist()] == [0xC0000000, 1, 0]
+
+
+@given(bits=st.sampled_from([2, 3, 4]), rows=st.integers(1, 4), columns=st.integers(1, 100), seed=st.integers(0, 999))
+@settings(deadline=None)
+def test_round_trip(bits: int, rows: int, columns: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    codes = torch.randint(0, 2**bits, (rows, columns))
+    words = pack(codes, bits)
+    assert words.dtype == torch.int32 and words.shape == (rows, words_per_row(columns, bits))
+    assert torch.equal(unpack(words, bits, columns).long(), codes)
+
+
+def test_wrong_width_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="cannot hold 17 codes"):
+        unpack(torch.zeros(1, 2, dtype=torch.int32), 4, 17)
