@@ -48,7 +48,7 @@ def main() -> None:
             )
         with work.stage("calibrate"):
             sim = QuantizationSimModel(
-                model, sample, scheme, default_output_bw=8, default_param_bw=4, config_file=config
+                model, sample, scheme, default_output_bw=8, default_param_bw=4, config_file=per_channel
             )
             for name in ends:
                 sim.model.get_submodule(name).param_quantizers["weight"].bitwidth = 8

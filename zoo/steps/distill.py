@@ -31,9 +31,9 @@ class Distill:
 
     epochs: float | None = None
     batch: int = 32
-    lr_weight: float = 0.02
-    lr_scale: float = 0.002
-    lr_bias: float = 0.02
+    lr_weight: float = 0.01
+    lr_scale: float = 0.0005
+    lr_bias: float = 0.003
     kl: float = 1.0
     mse: float = 0.0
     features: float = 0.0
