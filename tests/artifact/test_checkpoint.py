@@ -199,9 +199,7 @@ def test_a_manifest_cannot_name_files_elsewhere(name: str, folder: Path) -> None
         checkpoint.read(folder)
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(
-    network: Network, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_checkpoint(network: Network, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
 
     def full(*args: Any, **more: Any) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,13 +12,9 @@ from zoo.context import Context
 from zoo.errors import DataError, QuantError
 from zoo.graph.fold import clone
 from zoo.quant.layers import QNode, QWeighted
-from zoo.quant.observers.kl import Kl
-from zoo.quant.observers.minmax import Minmax
-from zoo.quant.observers.mse import Mse
-from zoo.quant.observers.percentile import Percentile
 from zoo.quant.quantizer import Quantizer
+from zoo.resolve import class_name, load, names
 
-ObserverName = Literal["minmax", "percentile", "mse", "kl"]
 MINIMUM = 16
 
 
@@ -34,12 +30,12 @@ class Observer(Protocol):
 class Calibrate:
     """Estimate ranges with the float graph.
 
-    ``images`` None takes up to 512. ``samples`` values of each tensor are kept for the estimators, drawn evenly over
+    ``weight`` and ``act`` name files of ``zoo/quant/observers``. ``images`` None takes up to 512. ``samples`` values of each tensor are kept for the estimators, drawn evenly over
     the images; the extremes are exact. The search settings are those of the observers (see their files).
     """
 
-    weight: ObserverName = "mse"
-    act: ObserverName = "mse"
+    weight: str = "mse"
+    act: str = "mse"
     images: int | None = None
     batch: int = 32
     samples: int = 65536
@@ -50,15 +46,17 @@ class Calibrate:
         """Refuse empty batches."""
         if self.batch < 1 or self.samples < 256 or (self.images is not None and self.images < 1):
             raise ValueError("batch and images must be positive and samples at least 256")
-        Percentile(self.percentile)
+        known = names("zoo.quant.observers")
+        for field, name in (("weight", self.weight), ("act", self.act)):
+            if name not in known:
+                raise ValueError(f"{field}: observer {name!r} is unknown (known: {', '.join(known)})")
+            self.observer(name)
 
-    def observer(self, name: ObserverName) -> Observer:
-        """Return the named estimator with this step's settings."""
-        if name == "minmax":
-            return Minmax()
-        if name == "percentile":
-            return Percentile(self.percentile)
-        return Mse(p=self.p) if name == "mse" else Kl()
+    def observer(self, name: str) -> Observer:
+        """Return the named estimator with those of this step's settings that it takes."""
+        kind = getattr(load("zoo.quant.observers", name, "calibrate"), class_name(name))
+        observer: Observer = kind(**{f.name: getattr(self, f.name) for f in fields(kind) if hasattr(self, f.name)})
+        return observer
 
     @torch.no_grad()
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
