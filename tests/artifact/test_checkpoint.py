@@ -195,7 +195,7 @@ def test_a_manifest_cannot_name_files_elsewhere(name: str, folder: Path) -> None
     manifest = json.loads((folder / files.MANIFEST).read_text())
     manifest["files"][name] = {"sha256": files.sha256(folder.parent / "outside"), "size": 1}
     (folder / files.MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match="missing|not a file of this folder"):
+    with pytest.raises(ArtifactError, match=r"missing|not a file of this folder"):
         checkpoint.read(folder)
 
 

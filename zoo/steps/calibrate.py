@@ -30,8 +30,9 @@ class Observer(Protocol):
 class Calibrate:
     """Estimate ranges with the float graph.
 
-    ``weight`` and ``act`` name files of ``zoo/quant/observers``. ``images`` None takes up to 512. ``samples`` values of each tensor are kept for the estimators, drawn evenly over
-    the images; the extremes are exact. The search settings are those of the observers (see their files).
+    ``weight`` and ``act`` name files of ``zoo/quant/observers``. ``images`` None takes up to 512.
+    ``samples`` values of each tensor are kept for the estimators, drawn evenly over the images; the extremes are exact.
+    The search settings are those of the observers (see their files).
     """
 
     weight: str = "mse"
