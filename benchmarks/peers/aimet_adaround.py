@@ -21,7 +21,7 @@ from benchmarks.peers._common import BATCH, Work, arguments
 
 
 def main() -> None:
-    """Quantize by the sequence of AIMET's documentation: prepare, fold, AdaRound, encodings of the activations."""
+    """Quantize by AIMET's public functions: prepare, fold, AdaRound, encodings of the activations."""
     options = arguments("adaround")
     work = Work("adaround", options)
     batches = work.batches()
