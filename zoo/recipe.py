@@ -77,5 +77,16 @@ def make_step(step: Step, where: str) -> Any:
 
 
 def content_hash(fields: dict[str, Any]) -> str:
-    """Return the sha256 of a resolved recipe, independent of key order."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    """Return the sha256 of what a resolved recipe computes, independent of key order.
+
+    Descriptions are left out, and where the float weights may come from: their own hash is in the record.
+    """
+    plain = json.loads(json.dumps(fields))
+    for part in (plain, plain.get("model"), plain.get("data")):
+        if isinstance(part, dict):
+            part.pop("description", None)
+    weights = plain.get("model", {}).get("weights") if isinstance(plain.get("model"), dict) else None
+    if isinstance(weights, dict):
+        weights.pop("sources", None)
+        weights.pop("tensors_sha256", None)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
