@@ -54,7 +54,7 @@ def test_a_run_writes_a_checkpoint_a_record_and_nothing_else(tmp_path: Path) -> 
     (record,) = (json.loads(p.read_text()) for p in folder.glob("*.json"))
     assert record["data"]["n"] == 50 and "50 of" in record["data"]["subset"] and record["bits"] == "W4A4"
     net = zoo.load(folder / "checkpoint", integer=True)
-    assert len(net.labels) == 10 and "W4A4" in net.card
+    assert len(net.labels) == 10 and "resnet8_fashion_w4a4" in net.card
     again = command([*SMALL, f"output={tmp_path / 'second'}"])
     assert again.returncode == 0, again.stderr
     weights = [folder, tmp_path / "second" / "resnet8_fashion_w4a4"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -46,14 +46,19 @@ def load(name_or_path: str | Path, integer: bool = False) -> Network:
     return load_network(name_or_path, integer=integer)
 
 
-def quantize(model: nn.Module, recipe: str | dict[str, Any], calibration_loader: Iterable[Any]) -> Network:
+def quantize(
+    model: nn.Module, recipe: str | dict[str, Any], calibration_loader: Iterable[Any], *,
+    preprocess: Mapping[str, Any] | None = None, labels: Sequence[str] = (),
+) -> Network:  # fmt: skip
     """Quantize your own float network with a recipe's formats and steps, and return the integer network.
 
     ``recipe`` is a shipped recipe's name or a mapping with ``quant`` and ``steps``; ``calibration_loader`` yields
     preprocessed float batches ``[N, C, H, W]`` of training images, alone or as the first of a tuple. The result's
-    ``.save(folder)`` writes a checkpoint that ``load`` reads. Raises GraphError for an operation without a quantized
-    form, RecipeError for a bad recipe, DataError for too few images.
+    ``.save(folder)`` writes a checkpoint that ``load`` reads; it keeps ``labels``, one text a class, and
+    ``preprocess``, what your loader did: ``mean`` and ``std`` a channel in pixels of 0..255 (0 and 1 when not given),
+    ``resize`` and ``interpolation`` (``zoo.preprocess.Preprocess``). Raises GraphError for an operation without a
+    quantized form, RecipeError for a bad recipe, DataError for too few images or ones that ``preprocess`` cannot make.
     """
     from zoo.loading import quantize_network
 
-    return quantize_network(model, recipe, calibration_loader)
+    return quantize_network(model, recipe, calibration_loader, preprocess=preprocess, labels=labels)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +12,41 @@ from torch import nn
 
 from zoo import list_checkpoints
 from zoo.artifact import checkpoint
+from zoo.artifact.card import render_unmeasured
 from zoo.artifact.checkpoint import Network
+from zoo.artifact.codec import encode
 from zoo.context import Images
-from zoo.errors import ArtifactError, RecipeError, suggest
+from zoo.errors import ArtifactError, DataError, RecipeError, suggest
+from zoo.integer.shapes import shapes
 from zoo.paths import results_dir
+from zoo.preprocess import Preprocess
+from zoo.recipe import Recipe, Step
+from zoo.steps.calibrate import MINIMUM
 
 
 def load_network(name_or_path: str | Path, *, integer: bool) -> Network:
     """Find, verify and build; see ``zoo.load``."""
     text = str(name_or_path)
     shipped = results_dir() / text / "checkpoint"
-    if isinstance(name_or_path, str) and "/" not in text and shipped.is_dir():
+    # os.path.isdir is False, and never an error, for names that no file can have
+    if isinstance(name_or_path, str) and "/" not in text and os.path.isdir(shipped):
         folder = shipped
-    elif Path(name_or_path).is_dir():
-        folder = Path(name_or_path)
-        folder = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
+    elif os.path.isdir(text):
+        folder = Path(text)
+        folder = folder / "checkpoint" if os.path.isdir(folder / "checkpoint") else folder
     else:
         raise ArtifactError(f"{text!r}: no such checkpoint or folder{suggest(text, list_checkpoints())}")
     return checkpoint.read(folder).network(integer=integer)
 
 
-def quantize_network(model: nn.Module, recipe: str | dict[str, Any], calibration_loader: Iterable[Any]) -> Network:
+def quantize_network(
+    model: nn.Module, recipe: str | dict[str, Any], calibration_loader: Iterable[Any], *,
+    preprocess: Mapping[str, Any] | None, labels: Sequence[str],
+) -> Network:  # fmt: skip
     """Run a recipe's steps on a user's network; see ``zoo.quantize``."""
-    from zoo.pipeline import execute, yaml_text
-    from zoo.recipe import Recipe
+    from zoo import __version__
+    from zoo.pipeline import execute, quantization_config, yaml_text
+    from zoo.recipe import content_hash
     from zoo.run import compose, names
 
     if isinstance(recipe, str):
@@ -42,25 +55,54 @@ def quantize_network(model: nn.Module, recipe: str | dict[str, Any], calibration
         fields = compose([f"recipe={recipe}"])
     else:
         fields = {"name": "custom", "model": {}, "data": {}} | dict(recipe)
-    parsed = Recipe.parse(fields)
     images = Images.from_loader(calibration_loader)
+    parsed = _fit(Recipe.parse(fields), len(images))
+    made = _preprocess(preprocess, tuple(images.at(slice(0, 1)).shape[1:]))
     training = model.training
     try:
         graph, program, semantics, _ = execute(parsed, model, images, {})
     finally:
         model.train(training)
-    channels = program.input_shape[0]
+    classes = shapes(program)[program.nodes[-1].name][1]
+    if labels and len(labels) != classes:
+        raise DataError(f"labels: got {len(labels)}, the network gives {classes} classes; name each or none")
+    kept = {k: v for k, v in fields.items() if k not in ("model", "data")}
     config = {
         "name": "custom", "architecture": type(model).__name__, "license": "unknown", "semantics": semantics,
-        "num_classes": 0, "labels": [], "quantization_config": {}, "provenance": {},
-        "preprocess": {
-            "size": list(program.input_shape[1:]), "mean": [0.0] * channels, "std": [1.0] * channels,
-            "resize": None, "interpolation": "bilinear",
+        "num_classes": classes, "labels": list(labels), "preprocess": made.to_dict(),
+        "quantization_config": quantization_config(program, semantics),
+        "provenance": {
+            "recipe_sha256": content_hash(kept), "code_version": __version__, "seed": parsed.seed,
+            "calibration": {"n": len(images)},
         },
     }  # fmt: skip
-    card = (
-        f"# {config['architecture']}, quantized\n\nMade by `zoo.quantize` with the steps of `{parsed.name}`, "
-        f"arithmetic `{semantics}`. Its accuracy was not measured.\n"
+    card = render_unmeasured(
+        config | {"nodes": encode(program)[1]},
+        recipe=parsed.name,
+        images=len(images),
+        preprocess=preprocess is not None,
     )
-    kept = {k: v for k, v in fields.items() if k not in ("model", "data")}
     return Network(graph, program, config, card, yaml_text(kept))
+
+
+def _preprocess(fields: Mapping[str, Any] | None, shape: tuple[int, ...]) -> Preprocess:
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise DataError(f"calibration: a picture has 1 or 3 channels, the loader gives {channels}")
+    given = fields or {"mean": [0.0] * channels, "std": [1.0] * channels}
+    made = Preprocess.from_dict({"size": [height, width]} | dict(given))
+    if (made.channels, *made.size) != shape:
+        raise DataError(
+            f"preprocess: makes {[made.channels, *made.size]}, the loader gives {list(shape)}; make them equal"
+        )
+    return made
+
+
+def _fit(recipe: Recipe, count: int) -> Recipe:
+    """Let the steps of a shipped recipe make do with the images there are; calibrate refuses too few."""
+    steps = []
+    for step in recipe.steps:
+        wanted = step.settings.get("images")
+        fewer = {"images": max(count, MINIMUM)} if isinstance(wanted, int) and wanted > count else {}
+        steps.append(Step(step.name, step.settings | fewer))
+    return replace(recipe, steps=tuple(steps))

@@ -147,11 +147,8 @@ def bits_label(program: Program) -> str:
     return f"W{weight}A{max(acts, key=lambda b: acts[b]) if acts else 8}"
 
 
-def describe(
-    recipe: Recipe, model: ModelConfig, program: Program, semantics: str, preprocess: Preprocess,
-    source: dict[str, Any], calibration: Split, fields: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """Return config.json without the nodes: no timestamps, no machine, no paths."""
+def quantization_config(program: Program, semantics: str) -> dict[str, Any]:
+    """Return the summary other tools look for: weight formats with the names of their nodes."""
     groups: dict[str, dict[str, Any]] = {}
     for node in program.nodes:
         if node.weight is not None:
@@ -161,6 +158,18 @@ def describe(
             }  # fmt: skip
             group = groups.setdefault(f"group_w{node.weight.bits}", {"targets": [], "weights": scheme})
             group["targets"].append(node.name)
+    return {
+        "quant_method": "lowbit-zoo", "format": "pack-quantized", "quantization_status": "compressed",
+        "config_groups": groups, "ignore": [], "bn_folded": True, "rounding": semantics,
+        "packing": {"word": "int32", "bit_order": "lsb-first", "encoding": "offset-binary"},
+    }  # fmt: skip
+
+
+def describe(
+    recipe: Recipe, model: ModelConfig, program: Program, semantics: str, preprocess: Preprocess,
+    source: dict[str, Any], calibration: Split, fields: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Return config.json without the nodes: no timestamps, no machine, no paths."""
     labels = class_names(model.labels) if model.labels else ()
     return {
         "name": recipe.name,
@@ -170,11 +179,7 @@ def describe(
         "semantics": semantics,
         "preprocess": preprocess.to_dict(),
         "labels": list(labels),
-        "quantization_config": {
-            "quant_method": "lowbit-zoo", "format": "pack-quantized", "quantization_status": "compressed",
-            "config_groups": groups, "ignore": [], "bn_folded": True, "rounding": semantics,
-            "packing": {"word": "int32", "bit_order": "lsb-first", "encoding": "offset-binary"},
-        },
+        "quantization_config": quantization_config(program, semantics),
         "provenance": {
             "base_model": source, "recipe_sha256": content_hash(fields), "code_version": __version__,
             "seed": recipe.seed,

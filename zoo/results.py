@@ -7,7 +7,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,7 +210,8 @@ def dump(value: Any, where: object, indent: int = 2) -> str:
         text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
         text.encode()  # half a surrogate pair has no bytes
     except (TypeError, ValueError) as error:
-        raise ArtifactError(f"{where}: cannot be written as JSON ({error}); if the run diverged, change the recipe"
+        raise ArtifactError(f"{where}: a number is not finite, or a value is none that JSON holds ({error}); "
+                            "if the run diverged, change the recipe"
                             ) from None  # fmt: skip
     return text
 

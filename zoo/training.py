@@ -21,6 +21,7 @@ from zoo.preprocess import Preprocess
 from zoo.progress import bar
 from zoo.recipe import Recipe, content_hash, make_step
 from zoo.resolve import build
+from zoo.results import dump
 from zoo.weights import ModelConfig, build_model, load_weights, tensors_sha256
 
 

@@ -15,6 +15,20 @@ def test_four_bits_by_hand() -> None:
     assert [w & 0xFFFFFFFF for w in words[0].tolist()] == [0x87654321, 0x9]
 
 
+def test_all_four_bit_codes_by_hand() -> None:
+    # -8 .. 7 with an offset of 8 are 0 .. 15; in memory each byte holds the lower index in its low half
+    words = pack(torch.arange(-8, 8)[None] + 8, 4)
+    assert [w & 0xFFFFFFFF for w in words[0].tolist()] == [0x76543210, 0xFEDCBA98]
+    assert words.numpy().astype("<i4").tobytes() == bytes.fromhex("1032547698badcfe")
+
+
+def test_rows_start_at_whole_words() -> None:
+    assert pack(torch.tensor([[15], [1]]), 4).tolist() == [[15], [1]]
+    assert [words_per_row(n, 4) for n in (1, 8, 9, 16, 17)] == [1, 1, 2, 2, 3]
+    assert [words_per_row(n, 2) for n in (1, 16, 17)] == [1, 1, 2]
+    assert [words_per_row(n, 3) for n in (1, 32, 33)] == [3, 3, 6]
+
+
 def test_two_bits_by_hand() -> None:
     # 3, 2, 1, 0 is 0b00011011 from the lowest bits up
     words = pack(torch.tensor([[3, 2, 1, 0] * 4, [1] * 16]), 2)

@@ -45,6 +45,27 @@ def render_card(
     return "\n\n".join(parts) + "\n"
 
 
+def render_unmeasured(config: Mapping[str, Any], *, recipe: str, images: int, preprocess: bool) -> str:
+    """Return the card of a network that ``zoo.quantize`` made: no number that was not measured.
+
+    ``config`` is config.json with its ``nodes``, ``images`` the number of calibration images; ``preprocess`` says
+    whether the maker stated the preprocessing.
+    """
+    widths = sorted({n["weight"]["bits"] for n in config["nodes"] if n.get("weight")})
+    tags = [*(f"int{b}" for b in widths), "quantized"]
+    doing = "is in `config.json`" if preprocess else "was not stated: `.preprocess` leaves pixels in 0..255"
+    return "\n\n".join([
+        f"---\nlicense: {_q(config['license'])}\nlibrary_name: {_LIBRARY}\npipeline_tag: image-classification\n"
+        f"tags: {_list(tags)}\nbase_model_relation: quantized\n---",
+        f"# {config['architecture']}, quantized\n\nMade by `zoo.quantize` with the recipe `{recipe}` and "
+        f"{images:,} calibration images. Its accuracy was not measured.",
+        "## Load\n\n```python\nimport zoo\n\nnet = zoo.load(FOLDER, integer=True)  # the path of this folder\n"
+        f"logits = net(net.preprocess(image)[None])  # a PIL image or a uint8 array [H, W, C]\n```\n\n"
+        f"The preprocessing {doing}.",
+        "## What is quantized\n\n" + _quantized(config, config),
+    ]) + "\n"  # fmt: skip
+
+
 def _front_matter(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     nodes = config["nodes"]
     widths = sorted({n["weight"]["bits"] for n in nodes if n.get("weight")})

@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, fx, nn
 
 from zoo.artifact import files
 from zoo.artifact.codec import decode, encode
-from zoo.errors import ArtifactError, DataError
+from zoo.artifact.config import FORMAT_VERSION, check_config, check_preprocess
+from zoo.errors import ArtifactError, DataError, QuantError
 from zoo.integer.layers import build_integer
 from zoo.integer.program import Program
 from zoo.integer.shapes import shapes
 from zoo.integer.simulated import build_simulated
 from zoo.preprocess import Preprocess
-from zoo.resolve import names
-
-FORMAT_VERSION = 1
-_CONFIG = {"format_version", "name", "architecture", "semantics", "input_shape", "nodes", "preprocess", "labels",
-           "quantization_config", "provenance", "num_classes", "license"}  # fmt: skip
+from zoo.results import dump
 
 
 class Network(nn.Module):
@@ -66,36 +64,51 @@ class Checkpoint:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def network(self, *, integer: bool = False, semantics: str | None = None) -> Network:
-        """Build the integer network (in the checkpoint's semantics, or another) or the fake-quantized one."""
-        if integer:
-            graph = build_integer(self.program, semantics or self.config["semantics"])
-        else:
-            graph = build_simulated(self.program, semantics or self.config["semantics"])
+        """Build the integer network (in the checkpoint's semantics, or another) or the fake-quantized one.
+
+        Scales and codes that the arithmetic cannot carry raise ArtifactError.
+        """
+        chosen = semantics or self.config["semantics"]
+        try:
+            graph = (build_integer if integer else build_simulated)(self.program, chosen)
+        except QuantError as error:
+            raise ArtifactError(f"{self.config['name']}: arithmetic {chosen}: {error}") from None
         return Network(graph, self.program, self.config, self.card, self.recipe, self.metrics)
 
 
-def tensor_bytes(program: Program, path: Path) -> None:
-    """Write model.safetensors. One metadata key only: with more, the library's byte order is random."""
-    tensors, _ = encode(program)
-    save_file({k: tensors[k] for k in sorted(tensors)}, path, metadata={"format": "pt"})
-    path.chmod(0o644)
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the content of model.safetensors. One metadata key only: with more, the library's byte order is random."""
+    return to_bytes({k: tensors[k] for k in sorted(tensors)}, metadata={"format": "pt"})
 
 
 def save(
     folder: Path, program: Program, config: Mapping[str, Any], *, recipe: str, metrics: Mapping[str, Any], card: str
 ) -> None:
-    """Write the checkpoint folder atomically: weights, config.json, recipe.yaml, metrics.json, README.md, manifest."""
-    _, nodes = encode(program)
+    """Write the checkpoint folder atomically: weights, config.json, recipe.yaml, metrics.json, README.md, manifest.
+
+    Raises ArtifactError where the folder cannot be written, where it holds something else than a checkpoint, and for
+    what JSON or UTF-8 cannot hold.
+    """
+    tensors, nodes = encode(program)
     full = dict(config) | {
         "format_version": FORMAT_VERSION, "nodes": nodes, "input_shape": list(program.input_shape),
     }  # fmt: skip
 
+    folder = Path(folder)
+    try:
+        texts = {
+            "config.json": dump(full, folder / "config.json", indent=1).encode(),
+            "recipe.yaml": recipe.encode(),
+            "metrics.json": dump(metrics, folder / "metrics.json", indent=1).encode(),
+            "README.md": card.encode(),
+        }
+    except UnicodeEncodeError as error:
+        raise ArtifactError(f"{folder}: the recipe or the card has no UTF-8 form ({error}); correct the text") from None
+
     def fill(temporary: Path) -> None:
-        tensor_bytes(program, temporary / "model.safetensors")
-        (temporary / "config.json").write_text(files.dump(full))
-        (temporary / "recipe.yaml").write_text(recipe)
-        (temporary / "metrics.json").write_text(files.dump(metrics))
-        (temporary / "README.md").write_text(card)
+        (temporary / "model.safetensors").write_bytes(tensor_bytes(tensors))
+        for name, text in texts.items():
+            (temporary / name).write_bytes(text)
 
     files.write_folder(folder, fill)
 
@@ -104,41 +117,33 @@ def read(folder: Path) -> Checkpoint:
     """Verify every hash, then parse and check everything. Raises ArtifactError naming the file and the field."""
     folder = Path(folder)
     hashes = files.verify(folder)
-    config = files.parse(folder / "config.json", folder / "config.json")
     where = str(folder / "config.json")
-    if not isinstance(config, dict) or config.get("format_version") != FORMAT_VERSION:
-        version = config.get("format_version") if isinstance(config, dict) else None
-        raise ArtifactError(f"{where}: format_version {version!r} is unknown, this version reads {FORMAT_VERSION}; "
-                            "upgrade the package")  # fmt: skip
-    missing, extra = sorted(_CONFIG - set(config)), sorted(set(config) - _CONFIG)
-    if missing or extra:
-        raise ArtifactError(f"{where}: field {(missing or extra)[0]!r} is {'missing' if missing else 'unknown'}")
-    if config["semantics"] not in names("zoo.integer.semantics"):
-        raise ArtifactError(f"{where}: semantics {config['semantics']!r} is unknown")
-    labels = config["labels"]
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise ArtifactError(f"{where}: labels must be a list of strings")
-    try:
-        Preprocess.from_dict(config["preprocess"])
-    except (DataError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{where}: {error}") from None
+    config = check_config(files.parse(folder / "config.json", where), where)
     try:
         tensors = load_file(folder / "model.safetensors")
     except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{folder / 'model.safetensors'}: not a readable safetensors file ({error})") from None
+        raise ArtifactError(f"{folder / 'model.safetensors'}: not a readable safetensors file ({error}); "
+                            "fetch the checkpoint again") from None  # fmt: skip
     program = decode(tensors, config["nodes"], config["input_shape"], where)
+    # What the nodes compute is not run here: torch works out its shape, and has many ways to refuse.
     try:
-        shapes(program)
+        last = shapes(program)[program.nodes[-1].name]
     except (RuntimeError, ValueError, IndexError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise ArtifactError(f"{where}: the nodes do not fit together ({reason})") from None
+        raise ArtifactError(f"{where}: the nodes do not fit together ({reason}); fetch the checkpoint again") from None
+    if last[1] != config["num_classes"]:
+        raise ArtifactError(f"{where}: num_classes is {config['num_classes']}, the last node gives {last[1]}; "
+                            "correct num_classes")  # fmt: skip
+    check_preprocess(config, where)
     card, recipe = (_text(folder / name) if name in hashes else "" for name in ("README.md", "recipe.yaml"))
     metrics = files.parse(folder / "metrics.json", folder / "metrics.json") if "metrics.json" in hashes else {}
-    return Checkpoint(program, config, card, hashes, recipe, metrics if isinstance(metrics, dict) else {})
+    if not isinstance(metrics, dict):
+        raise ArtifactError(f"{folder / 'metrics.json'}: must hold a mapping; fetch the checkpoint again")
+    return Checkpoint(program, config, card, hashes, recipe, metrics)
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: not readable as text ({error})") from None
+        raise ArtifactError(f"{path}: not readable as text ({error}); fetch the checkpoint again") from None

@@ -21,6 +21,7 @@ _ATTRS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 _ARITY = {"input": 0, "add": 2, "mul": 2}
 _UNFORMATTED = ("max_pool", "flatten")
+_TABLES = (torch.uint8, torch.int16, torch.int32)
 _MAX_SIDE, _MAX_NODES = 4096, 4096
 
 
@@ -42,10 +43,14 @@ def encode(program: Program) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
             entry["weight"] = asdict(node.weight) | {"shape": list(program.tensors[f"{node.name}.weight"].shape)}
             tensors |= _encode_weight(node, program)
         if node.op == "table":
-            table = program.tensors[f"{node.name}.table"]
-            tensors[f"{node.name}.table"] = table.to(torch.uint8 if int(table.min()) >= 0 else torch.int16).contiguous()
+            tensors[f"{node.name}.table"] = _smallest(program.tensors[f"{node.name}.table"]).contiguous()
         nodes.append(entry)
     return tensors, nodes
+
+
+def _smallest(table: Tensor) -> Tensor:
+    low, high = int(table.min()), int(table.max())
+    return table.to(next(t for t in _TABLES if torch.iinfo(t).min <= low and high <= torch.iinfo(t).max))
 
 
 def _encode_weight(node: Node, program: Program) -> dict[str, Tensor]:
@@ -82,7 +87,10 @@ def decode(tensors: dict[str, Tensor], nodes: Any, input_shape: Any, where: str)
             _decode_weight(node, entry["weight"], left, program, where)
         elif node.op == "table":
             source = program.format_of(node.inputs[0])
-            table = _take(left, f"{node.name}.table", (source.qmax - source.qmin + 1,), where).to(torch.int32)
+            stored = _take(left, f"{node.name}.table", (source.qmax - source.qmin + 1,), where)
+            if stored.dtype not in _TABLES:
+                raise ArtifactError(f"{where}: {node.name}.table must be uint8, int16 or int32, is {stored.dtype}")
+            table = stored.to(torch.int32)
             assert node.out is not None
             if int(table.min()) < node.out.qmin or int(table.max()) > node.out.qmax:
                 raise ArtifactError(f"{where}: {node.name}.table holds codes outside the node's format")
@@ -125,8 +133,10 @@ def _node(entry: Any, seen: set[str], where: str) -> Node:
         expected = {"bits", "symmetric", "per_channel", "narrow", "shape"}
         if not isinstance(fields, dict) or set(fields) != expected:
             raise ArtifactError(f"{where}.weight: needs exactly the fields {', '.join(sorted(expected))}")
-        if fields["bits"] not in range(2, 9) or not all(
-            isinstance(fields[k], bool) for k in ("symmetric", "per_channel", "narrow")
+        if (
+            type(fields["bits"]) is not int
+            or fields["bits"] not in range(2, 9)
+            or not all(isinstance(fields[k], bool) for k in ("symmetric", "per_channel", "narrow"))
         ):
             raise ArtifactError(f"{where}.weight: bits must be 2..8 and the flags true or false")
         weight = WeightFormat(fields["bits"], fields["symmetric"], fields["per_channel"], fields["narrow"])
@@ -175,8 +185,10 @@ def _format(fields: Any, where: str) -> TensorFormat:
     if not isinstance(fields, dict) or set(fields) != expected:
         raise ArtifactError(f"{where}: needs exactly the fields {', '.join(sorted(expected))}")
     scale = fields["scale"]
-    if type(scale) not in (int, float) or not math.isfinite(scale) or not 0 < scale < 1e30:
-        raise ArtifactError(f"{where}.scale: must be a positive finite number, got {scale!r}")
+    # smaller ones are zero or denormal as float32
+    if type(scale) not in (int, float) or not 1e-37 < scale < 1e30:
+        shown = str(scale)[:40] if type(scale) is float else type(scale).__name__
+        raise ArtifactError(f"{where}.scale: must be a positive finite number, got {shown}")
     for key in ("bits", "qmin", "qmax", "zero_point"):
         if type(fields[key]) is not int:
             raise ArtifactError(f"{where}.{key}: must be an integer, got {fields[key]!r}")
@@ -218,6 +230,7 @@ def _decode_weight(node: Node, fields: Any, left: dict[str, Tensor], program: Pr
         codes = unpack(packed, bits, columns)
         packed = (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8) if node.weight.symmetric else codes
     low = -(2 ** (bits - 1)) if node.weight.symmetric else 0
-    if int(packed.min()) < low or int(packed.max()) >= low + 2**bits:
+    least = low + int(node.weight.symmetric and node.weight.narrow)
+    if int(packed.min()) < least or int(packed.max()) >= low + 2**bits:
         raise ArtifactError(f"{where}: {name}.weight_packed holds codes beyond {bits} bits")
     program.tensors[f"{name}.weight"] = packed.reshape(shape)

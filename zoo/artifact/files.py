@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def verify(folder: Path) -> dict[str, str]:
     """Check every file against the manifest and return name -> sha256; ArtifactError names the first that differs."""
     folder = Path(folder)
     if not os.path.isdir(folder):
-        raise ArtifactError(f"{folder}: no such checkpoint folder; give the path of one or a name of list_checkpoints()")
+        raise ArtifactError(f"{folder}: no such folder; give a checkpoint's path or a name of list_checkpoints()")
     manifest = parse(folder / MANIFEST, folder / MANIFEST)
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if type(version) is not int or version != 1:
@@ -134,11 +135,11 @@ def parse(path: Path, label: Any) -> Any:
     """Return a JSON file's value; duplicate keys, numbers beyond all bounds and malformed text raise ArtifactError."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [k for k, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ValueError(f"the key {key!r} occurs twice")
-        return dict(pairs)
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            (key, _), *_ = Counter(k for k, _ in pairs).most_common(1)
+            raise ValueError(f"the key {key!r} occurs twice")
+        return found
 
     def finite(text: str) -> float:
         value = float(text)

@@ -26,6 +26,8 @@ def shapes(program: Program) -> dict[str, tuple[int, ...]]:
             y = F.linear(x, torch.empty(program.tensors[f"{node.name}.weight"].shape, device="meta"))
         elif node.op in ("add", "mul"):
             y = x + torch.empty(found[node.inputs[1]], device="meta")
+            if node.op == "add" and y.shape != x.shape:  # the second is added into the first
+                raise ValueError(f"{node.name}: the sum of {list(x.shape)} and {list(found[node.inputs[1]])} is larger")
         elif node.op == "cat":
             y = torch.cat([torch.empty(found[i], device="meta") for i in node.inputs], 1)
         elif node.op == "mean":

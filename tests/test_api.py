@@ -1,0 +1,138 @@
+"""The four functions of the package, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import zoo
+from tests.networks import SIZE, images, small_resnet
+from zoo.artifact.checkpoint import Network
+from zoo.errors import ArtifactError, DataError, RecipeError
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE: dict[str, Any] = {
+    "name": "mine",
+    "quant": {"weight": {"bits": 4, "granularity": "per_channel"}, "act": {"bits": 8, "symmetric": False}},
+    "steps": ["fold_batchnorm", "quantize", {"calibrate": {"act": "minmax"}}, "integerize"],
+}
+LABELS = [f"class {i}" for i in range(10)]
+MADE = {"mean": [120.0, 110.0, 100.0], "std": [60.0, 61.0, 62.0], "resize": SIZE, "interpolation": "bilinear"}
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return zoo.quantize(small_resnet(), RECIPE, [images(64)], preprocess=MADE, labels=LABELS)
+
+
+@torch.no_grad()
+def test_quantize_save_load_is_bit_equal(network: Network, tmp_path: Path) -> None:
+    network.save(tmp_path / "net")
+    x = images(16)
+    for place in (tmp_path / "net", str(tmp_path / "net")):
+        loaded = zoo.load(place, integer=True)
+        assert torch.equal(loaded(x), network(x))
+    assert all(torch.equal(t, loaded.program.tensors[n]) for n, t in network.program.tensors.items())
+    fake = zoo.load(tmp_path / "net")(x)
+    step = network.program.format_of(network.program.nodes[-1].name).scale
+    # fake quantization follows the integers to a few steps of the logits, and is no copy of them
+    assert float((fake - network(x)).abs().max()) <= 8 * step
+
+
+def test_the_checkpoint_of_quantize_is_complete(network: Network, tmp_path: Path) -> None:
+    network.save(tmp_path / "net")
+    assert {p.name for p in (tmp_path / "net").iterdir()} == {
+        "README.md", "config.json", "manifest.json", "metrics.json", "model.safetensors", "recipe.yaml",
+    }  # fmt: skip
+    assert json.loads((tmp_path / "net" / "metrics.json").read_text()) == {}
+    loaded = zoo.load(tmp_path / "net")
+    assert loaded.labels == tuple(LABELS) and loaded.config["num_classes"] == 10
+    assert loaded.card == network.card and "accuracy was not measured" in loaded.card
+    assert "64 calibration images" in loaded.card
+    groups = loaded.config["quantization_config"]["config_groups"]
+    weighted = {n.name for n in network.program.nodes if n.weight is not None}
+    assert {name for group in groups.values() for name in group["targets"]} == weighted
+    assert loaded.config["provenance"]["calibration"] == {"n": 64}
+    rerun = zoo.quantize(small_resnet(), _yaml(loaded.recipe), [images(64)])
+    assert all(torch.equal(t, rerun.program.tensors[n]) for n, t in network.program.tensors.items())
+
+
+def _yaml(text: str) -> dict[str, Any]:
+    import yaml
+
+    fields = yaml.safe_load(text)
+    assert isinstance(fields, dict)
+    return fields
+
+
+def test_pictures_and_arrays_become_the_input(network: Network, tmp_path: Path) -> None:
+    network.save(tmp_path / "net")
+    loaded = zoo.load(tmp_path / "net", integer=True)
+    array = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    x = loaded.preprocess(array)
+    assert x.dtype == torch.float32 and tuple(x.shape) == (3, SIZE, SIZE)
+    wanted = (array[2, 5].astype(np.float64) - MADE["mean"]) / MADE["std"]
+    assert np.allclose(x[:, 2, 5].numpy(), wanted, rtol=1e-6)
+    assert torch.equal(loaded.preprocess(Image.fromarray(array)), x)
+    large = Image.fromarray(np.full((40, 57, 3), 7, np.uint8))
+    assert tuple(loaded(loaded.preprocess(large)[None]).shape) == (1, 10)
+    for wrong in (array.astype(np.float32), array[:, :, :2], "cat.png", np.zeros((0, 4, 3), np.uint8)):
+        with pytest.raises(DataError, match="preprocess"):
+            loaded.preprocess(wrong)
+
+
+def test_what_quantize_cannot_use_is_refused() -> None:
+    net, pictures = small_resnet(), [images(16)]
+    with pytest.raises(RecipeError, match=r"resnet8_w8b8.*did you mean 'resnet8_w8a8'"):
+        zoo.quantize(net, "resnet8_w8b8", pictures)
+    with pytest.raises(DataError, match="empty"):
+        zoo.quantize(net, RECIPE, [])
+    with pytest.raises(DataError, match="NaN"):
+        zoo.quantize(net, RECIPE, [images(4) * float("nan")])
+    with pytest.raises(DataError, match="1 or 3 channels"):
+        zoo.quantize(net, RECIPE, [torch.zeros(4, 5, SIZE, SIZE)])
+    with pytest.raises(DataError, match="labels: got 2"):
+        zoo.quantize(net, RECIPE, pictures, labels=["a", "b"])
+    with pytest.raises(DataError, match="make them equal"):
+        zoo.quantize(net, RECIPE, pictures, preprocess=MADE | {"size": [SIZE, SIZE + 1]})
+    with pytest.raises(DataError, match="preprocess"):
+        zoo.quantize(net, RECIPE, pictures, preprocess={"means": [0.0]})
+
+
+def test_unknown_names_are_answered_with_near_ones() -> None:
+    with pytest.raises(ArtifactError, match=r"'resnet8_w8a9'.*did you mean 'resnet8_w8a8'"):
+        zoo.load("resnet8_w8a9")
+
+
+@pytest.mark.parametrize("name", ["", "no such thing", "x" * 5000, "a\0b", "../nowhere", "README.md"])
+def test_names_of_nothing_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "README.md").write_text("a file")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError) as error:
+        zoo.load(name)
+    assert "\n" not in str(error.value)
+
+
+def test_every_listed_checkpoint_loads() -> None:
+    found = zoo.list_checkpoints()
+    assert "resnet8_w8a8" in found and set(found) <= set(zoo.list_recipes())
+    for name in found:
+        net = zoo.load(name)
+        assert net.config["name"] == name and len(net.labels) == net.config["num_classes"]
+
+
+def test_listing_needs_neither_torch_nor_hydra() -> None:
+    code = (
+        "import sys, zoo; zoo.list_recipes(); zoo.list_checkpoints();"
+        "print(sorted({'torch', 'hydra', 'omegaconf', 'timm', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
