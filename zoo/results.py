@@ -132,7 +132,7 @@ def write_record(record: Record, root: Path) -> Path:
     A full disk, a missing permission or a number that is not finite raises ArtifactError.
     """
     path = root / record.file
-    write_text(path, dump(record.to_dict(), path))
+    write_text(path, dump(record.to_dict()))
     return path
 
 
@@ -201,18 +201,12 @@ def paired_interval(
     return drop, max(-100.0, min(drop, centre - half)), min(100.0, max(drop, centre + half))
 
 
-def dump(value: Any, where: object, indent: int = 2) -> str:
-    """Return JSON text with sorted keys and a final newline: the same values give the same bytes.
-
-    A number that is not finite and what JSON cannot hold raise ArtifactError, which names ``where``.
-    """
+def dump(fields: Mapping[str, Any]) -> str:
+    """Return JSON text with sorted keys and a final newline: the same values give the same bytes."""
     try:
-        text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-        text.encode()  # half a surrogate pair has no bytes
-    except (TypeError, ValueError) as error:
-        raise ArtifactError(f"{where}: cannot be written as JSON ({error}); if the run diverged, change the recipe"
-                            ) from None  # fmt: skip
-    return text
+        return json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise ArtifactError(f"record: a number is not finite ({error}); the run diverged, change the recipe") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -88,7 +88,7 @@ def _write(path: Path, tensors: dict[str, Any], notes: dict[str, Any]) -> None:
         try:
             temporary.write_bytes(data)
             os.replace(temporary, path)
-            temporary.write_bytes(dump(notes | {"sha256": files.sha256(path)}, path, indent=1).encode())
+            temporary.write_text(files.dump(notes | {"sha256": files.sha256(path)}))
             os.replace(temporary, path.with_suffix(".json"))
         finally:
             temporary.unlink(missing_ok=True)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from zoo.artifact import placing
 from zoo.errors import ArtifactError
-from zoo.results import dump
 
 MANIFEST = "manifest.json"
-NAMES = ("model.safetensors", "config.json", "recipe.yaml", "metrics.json", "README.md", MANIFEST)
+T = TypeVar("T")
 
 
 def sha256(path: Path) -> str:
@@ -34,123 +31,91 @@ def _slow(handle: Any) -> str:
     return digest.hexdigest()
 
 
+def dump(value: Any) -> str:
+    """Return JSON with sorted keys and a final newline; NaN is refused."""
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Build a folder beside its final place with ``fill``, add the manifest, then swap it in.
 
-    What killed saves left is removed. Raises ArtifactError in one line when the disk is full, when the place cannot be
-    written, and when it holds anything but a checkpoint; what was there then stays.
+    Raises ArtifactError in one line when the disk is full or the place cannot be written; the old folder then stays.
     """
-    # a symbolic link stays one: what it points to is replaced
-    folder = Path(os.path.realpath(folder))
-    temporaries: list[Path] = []
-
-    def beside(suffix: str) -> Path:
-        temporaries.append(Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=suffix, dir=folder.parent)))
-        return temporaries[-1]
-
+    folder = Path(folder)
+    temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with placing.alone(folder.parent) as locked:
-            if locked:
-                placing.sweep(folder)
-            _refuse_others(folder)
-            try:
-                new = beside(".tmp")
-                new.chmod(0o755)
-                fill(new)
-                (new / MANIFEST).write_bytes(dump(_manifest(new), folder / MANIFEST, indent=1).encode())
-                for path in new.rglob("*"):
-                    if path.is_file():
-                        with path.open("rb") as handle:
-                            os.fsync(handle.fileno())
-                placing.flush(new)
-                placing.place(new, folder, beside(".old"))
-            finally:
-                for path in temporaries:
-                    shutil.rmtree(path, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        temporary.chmod(0o755)
+        fill(temporary)
+        entries = {
+            p.relative_to(temporary).as_posix(): {"sha256": sha256(p), "size": p.stat().st_size}
+            for p in sorted(temporary.rglob("*"))
+            if p.is_file()
+        }
+        (temporary / MANIFEST).write_text(dump({"format_version": 1, "files": entries}))
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+            os.replace(folder, old / "previous")
+            os.replace(temporary, folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(temporary, folder)
     except OSError as error:
         raise ArtifactError(f"{folder}: cannot be written ({error.strerror or error}); free some space or choose "
                             "another place with output=DIR") from error  # fmt: skip
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    entries = {
-        path.relative_to(folder).as_posix(): {"sha256": sha256(path), "size": path.stat().st_size}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    return {"format_version": 1, "files": entries}
-
-
-def _refuse_others(folder: Path) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder}: is a file; a checkpoint needs a folder of its own, choose another name")
-    known = set(NAMES)
-    with contextlib.suppress(ArtifactError, AttributeError, TypeError):
-        known |= set(parse(folder / MANIFEST, folder / MANIFEST).get("files"))
-    for path in folder.rglob("*"):
-        if path.relative_to(folder).as_posix() not in known and not (path.is_dir() and not path.is_symlink()):
-            raise ArtifactError(f"{path}: is no part of a checkpoint and would be lost; choose another folder")
+    finally:
+        if temporary is not None and temporary.exists():
+            with contextlib.suppress(OSError):
+                shutil.rmtree(temporary)
 
 
 def verify(folder: Path) -> dict[str, str]:
     """Check every file against the manifest and return name -> sha256; ArtifactError names the first that differs."""
     folder = Path(folder)
-    if not os.path.isdir(folder):
-        raise ArtifactError(f"{folder}: no such checkpoint folder; give the path of one or a name of list_checkpoints()")
-    manifest = parse(folder / MANIFEST, folder / MANIFEST)
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if type(version) is not int or version != 1:
-        raise ArtifactError(f"{folder / MANIFEST}: format_version {version!r} is unknown, this version reads 1; "
-                            "upgrade the package")  # fmt: skip
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: no such checkpoint folder")
+    manifest = parse(folder / MANIFEST, (folder / MANIFEST))
+    if not isinstance(manifest, dict) or manifest.get("format_version") != 1:
+        raise ArtifactError(f"{folder / MANIFEST}: format_version must be 1; a newer version of this package wrote it")
     files = manifest.get("files")
     if not isinstance(files, dict) or not {"model.safetensors", "config.json"} <= set(files):
-        raise ArtifactError(f"{folder / MANIFEST}: must list model.safetensors and config.json; "
-                            "fetch the checkpoint again")  # fmt: skip
-    return {name: _verified(folder, name, entry) for name, entry in sorted(files.items())}
-
-
-def _verified(folder: Path, name: str, entry: Any) -> str:
-    path = folder / name
-    if ".." in path.parts[len(folder.parts) :] or Path(name).is_absolute() or not isinstance(entry, dict):
-        raise ArtifactError(f"{folder / MANIFEST}: entry {name!r} is not a file of this folder; do not use it")
-    if not os.path.isfile(path):
-        raise ArtifactError(f"{folder}: the manifest lists {name!r}, which is missing; fetch the checkpoint again")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ArtifactError(f"{path}: is a link that leaves the folder; put the file itself there")
-    try:
+        raise ArtifactError(f"{folder / MANIFEST}: must list model.safetensors and config.json")
+    hashes = {}
+    for name, entry in sorted(files.items()):
+        path = folder / str(name)
+        parts = Path(str(name)).parts
+        if ".." in parts or Path(str(name)).is_absolute() or not isinstance(entry, dict):
+            raise ArtifactError(f"{folder / MANIFEST}: entry {name!r} is not a file of this folder")
+        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+            raise ArtifactError(f"{path}: listed in the manifest but missing; fetch the checkpoint again")
         found = sha256(path)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
-    if found != entry.get("sha256"):
-        raise ArtifactError(f"{path}: sha256 is {found[:12]}, the manifest says {str(entry.get('sha256'))[:12]!r}; "
-                            "the file was altered or cut short: fetch the checkpoint again")  # fmt: skip
-    return found
+        if found != entry.get("sha256"):
+            raise ArtifactError(f"{path}: sha256 is {found[:12]}, the manifest says {str(entry.get('sha256'))[:12]}; "
+                                "the file was altered or cut short: fetch the checkpoint again")  # fmt: skip
+        hashes[str(name)] = found
+    return hashes
 
 
 def parse(path: Path, label: Any) -> Any:
-    """Return a JSON file's value; duplicate keys, numbers beyond all bounds and malformed text raise ArtifactError."""
+    """Return a JSON file's value; duplicate keys, NaN and malformed text raise ArtifactError."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [k for k, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ValueError(f"the key {key!r} occurs twice")
+        if len(set(keys)) != len(keys):
+            raise ValueError("a key occurs twice")
         return dict(pairs)
 
-    def finite(text: str) -> float:
-        value = float(text)
-        if not math.isfinite(value):
-            raise ValueError(f"{text} is not allowed")
-        return value
+    def refuse(text: str) -> Any:
+        raise ValueError(f"{text} is not allowed")
 
     try:
-        return json.loads(
-            path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=finite, parse_float=finite
-        )
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=refuse)
     except FileNotFoundError:
         raise ArtifactError(f"{label}: missing; this is not a checkpoint folder") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{label}: not readable as JSON ({error}); fetch the checkpoint again") from None
+        raise ArtifactError(f"{label}: not readable as JSON ({error})") from None
