@@ -188,6 +188,7 @@ CONFIGS: dict[str, tuple[Callable[[Any], object], str]] = {
     "zero point": (lambda c: c["nodes"][1]["out"].update(zero_point=300), "zero_point"),
     "codes of a format": (lambda c: c["nodes"][1]["out"].update(qmax=1000), "qmax"),
     "sum of two sizes": (_attribute("block2.conv1", stride=[99, 99]), "do not fit together"),
+    "sum that broadcasts": (_attribute("block2.shortcut", stride=[99, 99]), "do not fit together"),
     "classes": (lambda c: c.update(num_classes=9), "num_classes"),
     "number of labels": (lambda c: c.update(labels=["a", "b"]), "labels"),
     "name type": (lambda c: c.update(name=7), "name must be a text"),

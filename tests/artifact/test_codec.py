@@ -176,10 +176,12 @@ NODES: dict[str, tuple[Any, Any, str]] = {
     "scale type": ((2, "out", "scale"), "1", "scale"),
     "weight type": ((2, "weight"), 3, "needs exactly"),
     "flag type": ((2, "weight", "narrow"), 0, "flags"),
+    "narrow": ((2, "weight"), {"bits": 4, "symmetric": False, "per_channel": True, "narrow": True, "shape": [2, 3]},
+               "narrow range"),
     "three sides": ((2, "weight", "shape"), [2, 3, 1], "shape"),
     "zero side": ((2, "weight", "shape"), [2, 0], "shape"),
     "other shape": ((2, "weight", "shape"), [3, 2], "shape"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", NODES)

@@ -139,6 +139,8 @@ def _node(entry: Any, seen: set[str], where: str) -> Node:
             or not all(isinstance(fields[k], bool) for k in ("symmetric", "per_channel", "narrow"))
         ):
             raise ArtifactError(f"{where}.weight: bits must be 2..8 and the flags true or false")
+        if fields["narrow"] and not fields["symmetric"]:
+            raise ArtifactError(f"{where}.weight: a narrow range needs a symmetric format")
         weight = WeightFormat(fields["bits"], fields["symmetric"], fields["per_channel"], fields["narrow"])
     return Node(name, op, tuple(inputs), attrs, out, weight)
 
@@ -230,7 +232,7 @@ def _decode_weight(node: Node, fields: Any, left: dict[str, Tensor], program: Pr
         codes = unpack(packed, bits, columns)
         packed = (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8) if node.weight.symmetric else codes
     low = -(2 ** (bits - 1)) if node.weight.symmetric else 0
-    least = low + int(node.weight.symmetric and node.weight.narrow)
+    least = low + int(node.weight.narrow)
     if int(packed.min()) < least or int(packed.max()) >= low + 2**bits:
         raise ArtifactError(f"{where}: {name}.weight_packed holds codes beyond {bits} bits")
     program.tensors[f"{name}.weight"] = packed.reshape(shape)

@@ -26,8 +26,9 @@ def shapes(program: Program) -> dict[str, tuple[int, ...]]:
             y = F.linear(x, torch.empty(program.tensors[f"{node.name}.weight"].shape, device="meta"))
         elif node.op in ("add", "mul"):
             y = x + torch.empty(found[node.inputs[1]], device="meta")
-            if node.op == "add" and y.shape != x.shape:  # the second is added into the first
-                raise ValueError(f"{node.name}: the sum of {list(x.shape)} and {list(found[node.inputs[1]])} is larger")
+            if node.op == "add" and found[node.inputs[0]] != found[node.inputs[1]]:  # a sum does not broadcast
+                sizes = " and ".join(str(list(found[i])) for i in node.inputs)
+                raise ValueError(f"{node.name}: cannot add {sizes}")
         elif node.op == "cat":
             y = torch.cat([torch.empty(found[i], device="meta") for i in node.inputs], 1)
         elif node.op == "mean":
