@@ -196,7 +196,7 @@ def _format(fields: Any, where: str) -> TensorFormat:
             raise ArtifactError(f"{where}.{key}: must be an integer, got {fields[key]!r}")
     if fields["bits"] not in (2, 3, 4, 5, 6, 7, 8, 16) or type(fields["signed"]) is not bool:
         raise ArtifactError(f"{where}: bits must be 2..8 or 16 and signed true or false")
-    out = TensorFormat(**fields)
+    out = TensorFormat(**fields | {"scale": float(scale)})
     widest = (-(2 ** (out.bits - 1)), 2 ** (out.bits - 1) - 1) if out.signed else (0, 2**out.bits - 1)
     if not widest[0] <= out.qmin < out.qmax <= widest[1] or not out.qmin <= out.zero_point <= out.qmax:
         raise ArtifactError(f"{where}: qmin, qmax and zero_point do not fit {out.bits} bits")
