@@ -204,6 +204,13 @@ def test_a_list_of_nodes_that_is_none_is_refused(nodes: Any) -> None:
         decode({}, nodes, [3, 1, 1], "here")
 
 
+def test_a_whole_number_is_a_scale() -> None:
+    tensors, nodes = encode(program(torch.zeros(2, 3), WeightFormat(4, True, True), act(8, False)))
+    nodes[2]["out"]["scale"] = 2**64
+    scale = decode(tensors, nodes, [3, 1, 1], "here").format_of("fc").scale
+    assert isinstance(scale, float) and scale == 2.0**64
+
+
 @pytest.mark.parametrize(
     "shape", [None, [3, 1], [3, 1, 1, 1], [0, 1, 1], [3, 1, 5000], [3.0, 1, 1], [True, 1, 1], "abc"]
 )

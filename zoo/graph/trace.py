@@ -299,6 +299,9 @@ class _Normalizer:
         for side in given.values():
             if not isinstance(side, fx.Node):
                 raise GraphError(f"{node.name}: arithmetic with the constant {side!r} has no quantized form")
+        sizes = [_shape(side) for side in given.values()]
+        if isinstance(module, ops.Add) and sizes[0] != sizes[-1]:
+            raise GraphError(f"{node.name}: a sum of {sizes[0]} and {sizes[-1]} has no integer form; make them equal")
         self._emit(node, module, node.name, self._get(given["input"]), self._get(given["other"]))
 
     def _mean(self, node: fx.Node) -> None:
