@@ -61,16 +61,11 @@ class Images:
         for rows in torch.split(order, size):
             yield self.at(rows)
 
-    def random(self, size: int, generator: torch.Generator, *, augment: bool, pad: int = 4) -> tuple[Tensor, Tensor]:
-        """Return a random batch and its rows; ``augment`` crops at random and flips half of the images.
+    def augmented(self, rows: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
+        """Return these rows randomly cropped, half of them flipped.
 
         Images larger than the network's input are cropped from anywhere, others are zero-padded by ``pad`` first.
         """
-        rows = torch.randint(len(self), (size,), generator=generator)
-        return self.augmented(rows, generator, pad) if augment else self.at(rows), rows
-
-    def augmented(self, rows: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
-        """Return randomly cropped and flipped images of these rows."""
         if isinstance(self.pixels, Tensor):
             x = self.pixels[rows].clone()
             flip = torch.rand(len(rows), generator=generator) < 0.5

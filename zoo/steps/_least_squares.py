@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn import functional as F
 
+from zoo.context import Context
+from zoo.graph.fold import clone
 from zoo.quant.layers import QConv2d, QWeighted
-from zoo.steps._walk import Visit
+from zoo.steps._walk import Visit, float_twin, require_calibrated, walk
+
+
+class Settings(Protocol):
+    """The fields by which a step collects quadratic forms."""
+
+    @property
+    def images(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def damping(self) -> float: ...
+    @property
+    def scales(self) -> int: ...
 
 
 @dataclass
@@ -33,6 +52,26 @@ class Quadratic:
     def bias(self, weight: Tensor) -> Tensor:
         """Return the bias [G m] under which the mean output is the target's."""
         return (self.mean_target - (weight @ self.mean_input[..., None])[..., 0]).reshape(-1)
+
+
+@torch.no_grad()
+def round_layers(
+    net: fx.GraphModule, ctx: Context, name: str, step: Settings, choose: Callable[[QWeighted, Quadratic], Tensor]
+) -> fx.GraphModule:
+    """Return the Q-graph with every weight on the codes [G, m, d] that ``choose`` gives, and the bias that follows.
+
+    Layers are settled in the order of computation. Raises QuantError, naming the step, for an uncalibrated graph.
+    """
+    require_calibrated(net, name)
+    net = clone(net)
+    batches = list(ctx.calibration.batches(step.batch, step.images))
+    generator = ctx.generator()
+    total = sum(isinstance(m, QWeighted) for m in net.modules())
+    for visit in ctx.progress(walk(net, float_twin(net), batches), name, total):
+        form = quadratic(visit, step.samples, step.damping, generator)
+        search_scales(visit.layer, form, step.scales)
+        settle(visit.layer, form, choose(visit.layer, form))
+    return net
 
 
 def quadratic(visit: Visit, samples: int, damping: float, generator: torch.Generator) -> Quadratic:

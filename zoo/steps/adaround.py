@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, fx
 
 from zoo.context import Context
-from zoo.graph.fold import clone
 from zoo.quant.layers import QWeighted
 from zoo.quant.rounding import LearnedRounding, beta, rounding_loss
-from zoo.steps._least_squares import Quadratic, per_output, quadratic, search_scales, settle
-from zoo.steps._walk import float_twin, require_calibrated, walk
+from zoo.steps._least_squares import Quadratic, per_output, round_layers
 
 
 @dataclass(frozen=True)
@@ -42,20 +40,10 @@ class Adaround:
         if self.scales < 0 or self.damping <= 0 or self.rate <= 0 or self.weight < 0:
             raise ValueError("damping and rate must be positive, scales and weight not negative")
 
-    @torch.no_grad()
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the Q-graph with rounded weights and corrected biases; QuantError for one that is not calibrated."""
-        require_calibrated(net, "adaround")
-        net = clone(net)
-        batches = list(ctx.calibration.batches(self.batch, self.images))
-        generator = ctx.generator()
         iterations = ctx.iterations(500, 10_000, self.iterations)
-        total = sum(isinstance(m, QWeighted) for m in net.modules())
-        for visit in ctx.progress(walk(net, float_twin(net), batches), "adaround", total):
-            form = quadratic(visit, self.samples, self.damping, generator)
-            search_scales(visit.layer, form, self.scales)
-            settle(visit.layer, form, self._codes(visit.layer, form, iterations))
-        return net
+        return round_layers(net, ctx, "adaround", self, lambda layer, form: self._codes(layer, form, iterations))
 
     def _codes(self, layer: QWeighted, form: Quadratic, iterations: int) -> Tensor:
         quantizer = layer.weight_quantizer

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from zoo.context import Context
-from zoo.graph.fold import clone
 from zoo.quant.layers import QWeighted
-from zoo.steps._least_squares import Quadratic, per_output, quadratic, search_scales, settle
-from zoo.steps._walk import float_twin, require_calibrated, walk
+from zoo.steps._least_squares import Quadratic, per_output, round_layers
 
 
 @dataclass(frozen=True)
@@ -34,19 +32,9 @@ class Gptq:
         if min(self.images, self.batch, self.samples) < 1 or self.scales < 0 or self.damping <= 0:
             raise ValueError("images, batch, samples and damping must be positive, scales not negative")
 
-    @torch.no_grad()
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the Q-graph with rounded weights and corrected biases; QuantError for one that is not calibrated."""
-        require_calibrated(net, "gptq")
-        net = clone(net)
-        batches = list(ctx.calibration.batches(self.batch, self.images))
-        generator = ctx.generator()
-        total = sum(isinstance(m, QWeighted) for m in net.modules())
-        for visit in ctx.progress(walk(net, float_twin(net), batches), "gptq", total):
-            form = quadratic(visit, self.samples, self.damping, generator)
-            search_scales(visit.layer, form, self.scales)
-            settle(visit.layer, form, round_columns(visit.layer, form))
-        return net
+        return round_layers(net, ctx, "gptq", self, round_columns)
 
 
 def round_columns(layer: QWeighted, form: Quadratic) -> Tensor:
