@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +15,8 @@ from zoo.context import Context
 from zoo.graph.fold import clone
 from zoo.quant.layers import QConv2d, QWeighted
 from zoo.steps._walk import Visit, float_twin, require_calibrated, walk
+
+KEPT = 1 << 28  # numbers of a layer's inputs held at a time: a gigabyte
 
 
 class Settings(Protocol):
@@ -29,6 +32,8 @@ class Settings(Protocol):
     def damping(self) -> float: ...
     @property
     def scales(self) -> int: ...
+    @property
+    def passes(self) -> int: ...
 
 
 @dataclass
@@ -36,18 +41,25 @@ class Quadratic:
     """``error(W) = sum (W - best) H (W - best)^T``: mean squared output error on calibration images, plus damping.
 
     For G groups of m outputs with d inputs each: ``hessian`` [G, d, d], ``best`` [G, m, d], the means of inputs [G, d]
-    and targets [G, m]. Means are taken out, because the bias follows: ``b = mean(y) - W mean(x)``.
+    and targets [G, m]. Means are taken out, because the bias follows: ``b = mean(y) - W mean(x)``. ``variance`` is that
+    of the targets, ``residual`` the part of it that ``best`` leaves, both summed over the outputs.
     """
 
     hessian: Tensor
     best: Tensor
     mean_input: Tensor
     mean_target: Tensor
+    variance: float = 1.0
+    residual: float = 0.0
 
     def error(self, weight: Tensor) -> Tensor:
         """Return the error of ``weight`` [..., G, m, d] for each output: [..., G, m]."""
         difference = weight - self.best
         return ((difference @ self.hessian) * difference).sum(-1)
+
+    def share(self, weight: Tensor) -> float:
+        """Return the share of the targets' variance that is lost with ``weight`` [G, m, d]."""
+        return (self.residual + float(self.error(weight).sum())) / max(self.variance, 1e-30)
 
     def bias(self, weight: Tensor) -> Tensor:
         """Return the bias [G m] under which the mean output is the target's."""
@@ -60,51 +72,114 @@ def round_layers(
 ) -> fx.GraphModule:
     """Return the Q-graph with every weight on the codes [G, m, d] that ``choose`` gives, and the bias that follows.
 
-    Layers are settled in the order of computation. Raises QuantError, naming the step, for an uncalibrated graph.
+    Layers are settled in the order of computation; the log has the share of variance that each one loses. Raises
+    QuantError, naming the step, for an uncalibrated graph.
     """
     require_calibrated(net, name)
     net = clone(net)
     batches = list(ctx.calibration.batches(step.batch, step.images))
     generator = ctx.generator()
     total = sum(isinstance(m, QWeighted) for m in net.modules())
+    lost: dict[str, float] = {}
     for visit in ctx.progress(walk(net, float_twin(net), batches), name, total):
-        form = quadratic(visit, step.samples, step.damping, generator)
+        form = quadratic(visit, step.samples, step.damping, generator, step.passes)
         search_scales(visit.layer, form, step.scales)
         settle(visit.layer, form, choose(visit.layer, form))
+        lost[visit.name] = round(form.share(grouped(visit.layer, visit.layer.weight)), 4)
+    ctx.log[name] = {"lost": lost}
     return net
 
 
-def quadratic(visit: Visit, samples: int, damping: float, generator: torch.Generator) -> Quadratic:
+def quadratic(visit: Visit, samples: int, damping: float, generator: torch.Generator, passes: int = 0) -> Quadratic:
     """Collect the quadratic form over at least ``samples`` output positions drawn at random from all batches.
 
     Inputs are the quantized ones, targets the float twin's outputs, so errors of earlier layers are made good where
-    they can be (Nagel et al. 2020, eq. 25, without its activation). ``damping``, relative to the mean diagonal, pulls
-    ``best`` towards the layer's weight.
+    they can be (Nagel et al. 2020, eq. 25). ``damping``, relative to the mean diagonal, pulls ``best`` towards the
+    layer's weight. With ``passes`` > 0 only errors that pass the layer's activation and its quantizer's clamp count:
+    see ``_through_clamp``.
     """
     layer = visit.layer
-    groups = layer.groups if isinstance(layer, QConv2d) else 1
     weight = grouped(layer, layer.weight).double()
-    width = weight.shape[2]
-    share = -(-max(samples, 16 * width) // len(visit.inputs))
-    xx = weight.new_zeros(groups, width, width)
-    xy = weight.new_zeros(groups, width, weight.shape[1])
-    sum_x, sum_y, count = weight.new_zeros(groups, width), weight.new_zeros(groups, weight.shape[1]), 0
+    groups, outputs, width = weight.shape
+    share = -(-_positions(samples, groups, width, passes > 0) // len(visit.inputs))
+    xx, xy = weight.new_zeros(groups, width, width), weight.new_zeros(groups, width, outputs)
+    sum_x, sum_y, count = weight.new_zeros(groups, width), weight.new_zeros(groups, outputs), 0
+    square = 0.0
+    kept: list[tuple[Tensor, Tensor]] = []
     for x, y in zip(visit.inputs, visit.targets(), strict=True):
         rows, target = _draw(layer, x, y, share, groups, generator)
         sum_x += rows.sum(1, dtype=torch.float64)
         sum_y += target.sum(1, dtype=torch.float64)
         xx += (rows.transpose(1, 2) @ rows).double()
         xy += (rows.transpose(1, 2) @ target).double()
+        square += float(target.square().sum())
         count += rows.shape[1]
+        if passes:
+            kept.append((rows, target))
     mean_x, mean_y = sum_x / count, sum_y / count
     hessian = xx / count - mean_x[:, :, None] * mean_x[:, None, :]
     moment = xy / count - mean_x[:, :, None] * mean_y[:, None, :]
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     ridge = (damping * diagonal.mean(1, keepdim=True)).clamp(min=1e-12)
     hessian.diagonal(dim1=1, dim2=2).add_(ridge)
-    moment += ridge[:, :, None] * weight.transpose(1, 2)
-    best = torch.cholesky_solve(moment, torch.linalg.cholesky(hessian)).transpose(1, 2)
-    return Quadratic(hessian.float(), best.contiguous().float(), mean_x.float(), mean_y.float())
+    prior = ridge[:, :, None] * weight.transpose(1, 2)
+    factor = torch.linalg.cholesky(hessian)
+    best = torch.cholesky_solve(moment + prior, factor).transpose(1, 2)
+    variance = square / count - float(mean_y.square().sum())
+    residual = variance - float(((2 * moment.transpose(1, 2) - best @ hessian) * best).sum())
+    if passes:
+        best, mean_y, residual = _through_clamp(kept, factor, prior, best, mean_x, mean_y, passband(layer), passes)
+    best = best.contiguous().float()
+    return Quadratic(hessian.float(), best, mean_x.float(), mean_y.float(), variance, max(residual, 0.0))
+
+
+def passband(layer: QWeighted) -> tuple[float, float]:
+    """Return the real values between which an output passes the layer's activation and its quantizer's clamp."""
+    low, high = (float(end) for end in layer.out.range())
+    return (max(low, 0.0) if layer.act else low), (min(high, 6.0) if layer.act == "relu6" else high)
+
+
+def _through_clamp(
+    kept: list[tuple[Tensor, Tensor]], factor: Tensor, prior: Tensor, best: Tensor, mean_x: Tensor, mean_y: Tensor,
+    band: tuple[float, float], passes: int,
+) -> tuple[Tensor, Tensor, float]:  # fmt: skip
+    """Return weight, mean output and error: the least, where an output outside the ``band`` need only stay outside.
+
+    A target within the band is to be met; one below costs nothing while the prediction is below too (censored
+    regression, Tobin 1958, by least squares). Majorize and minimize: a pass replaces each target by the nearest value
+    that costs nothing now, and solves for it with the one factored Hessian [G, d, d]; the cost, which is convex, falls
+    with each pass, and Nesterov's extrapolation makes fewer of them do. Plain least squares shrinks towards the mean
+    as inputs get noisier, which silences channels that fire seldom.
+    """
+    low, high = band
+    bias = mean_y - (best @ mean_x[..., None])[..., 0]
+    before, before_bias, t = best, bias, 1.0
+    count = sum(rows.shape[1] for rows, _ in kept)
+    for _ in range(passes):
+        t, previous = (1 + math.sqrt(1 + 4 * t * t)) / 2, t
+        ahead = (previous - 1) / t
+        weight = (best + ahead * (best - before)).transpose(1, 2).float()
+        shift = (bias + ahead * (bias - before_bias)).float()[:, None]
+        before, before_bias = best, bias
+        moment, total, cost = torch.zeros_like(prior), torch.zeros_like(mean_y), 0.0
+        for rows, target in kept:
+            guess = rows @ weight + shift
+            free = torch.where(target >= high, guess.clamp(min=high), target)
+            free = torch.where(target <= low, guess.clamp(max=low), free)
+            cost += float((guess - free).square().sum())
+            total += free.sum(1, dtype=torch.float64)
+            moment += (rows.transpose(1, 2) @ free).double()
+        mean_y = total / count
+        moment = moment / count - mean_x[:, :, None] * mean_y[:, None, :]
+        best = torch.cholesky_solve(moment + prior, factor).transpose(1, 2)
+        bias = mean_y - (best @ mean_x[..., None])[..., 0]
+    return best, mean_y, cost / count
+
+
+def _positions(samples: int, groups: int, width: int, keep: bool) -> int:
+    """Return how many output positions to draw: enough for the layer's width, and to keep no more than fit memory."""
+    fits = max(KEPT // (groups * width), 256) if keep else samples
+    return max(min(samples, fits), 16 * width)
 
 
 def grouped(layer: QWeighted, weight: Tensor) -> Tensor:

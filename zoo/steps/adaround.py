@@ -19,9 +19,9 @@ class Adaround:
 
     The squared error is taken as the exact quadratic form over ``samples`` output positions of ``images`` calibration
     images rather than over a batch of them at each iteration, so an iteration costs the same however many images there
-    are, and it has no sampling noise. The layer's activation is left out of it. ``iterations`` per layer: None takes
-    the budget's (fast 500, full 10,000); ``rate`` is Adam's, ``weight`` the regularizer's. ``scales`` and ``damping``
-    as in the step gptq.
+    are, and it has no sampling noise. ``iterations`` per layer: None takes the budget's (fast 500, full 10,000);
+    ``rate`` is Adam's, ``weight`` the regularizer's. ``scales``, ``damping`` and ``passes`` (0: the layer's activation
+    is left out of the error) as in the step gptq.
     """
 
     iterations: int | None = None
@@ -32,13 +32,14 @@ class Adaround:
     weight: float = 0.01
     damping: float = 0.01
     scales: int = 20
+    passes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse counts below one and a damping under which a constant input has no solution."""
         if min(self.images, self.batch, self.samples) < 1 or (self.iterations is not None and self.iterations < 1):
             raise ValueError("images, batch, samples and iterations must be positive")
-        if self.scales < 0 or self.damping <= 0 or self.rate <= 0 or self.weight < 0:
-            raise ValueError("damping and rate must be positive, scales and weight not negative")
+        if min(self.scales, self.passes, self.weight) < 0 or self.damping <= 0 or self.rate <= 0:
+            raise ValueError("damping and rate must be positive, scales, passes and weight not negative")
 
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the Q-graph with rounded weights and corrected biases; QuantError for one that is not calibrated."""

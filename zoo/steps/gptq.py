@@ -18,7 +18,10 @@ class Gptq:
 
     ``images`` calibration images give ``samples`` output positions for each layer's Hessian, ``damping`` is relative to
     its mean diagonal. ``scales`` tries so many shrunken weight scales per channel and keeps the one of least error
-    (0: those of calibrate). Columns are taken in order of their Hessian diagonal, the largest first.
+    (0: those of calibrate). Columns are taken in order of their Hessian diagonal, the largest first. Then come up to
+    ``sweeps`` of coordinate descent, which takes the best code of each column in turn, all others given, and the best
+    scale of each channel. With ``passes`` > 0 only errors that pass the activation and the output's clamp count, found
+    in so many rounds of least squares: for activations of few bits, whose noise is large.
     """
 
     images: int = 256
@@ -26,15 +29,22 @@ class Gptq:
     samples: int = 32768
     damping: float = 0.01
     scales: int = 20
+    sweeps: int = 4
+    passes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse counts below one and a damping under which a constant input has no solution."""
-        if min(self.images, self.batch, self.samples) < 1 or self.scales < 0 or self.damping <= 0:
-            raise ValueError("images, batch, samples and damping must be positive, scales not negative")
+        if min(self.images, self.batch, self.samples) < 1 or self.damping <= 0:
+            raise ValueError("images, batch, samples and damping must be positive")
+        if min(self.scales, self.sweeps, self.passes) < 0:
+            raise ValueError("scales, sweeps and passes must not be negative")
 
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the Q-graph with rounded weights and corrected biases; QuantError for one that is not calibrated."""
-        return round_layers(net, ctx, "gptq", self, round_columns)
+        return round_layers(net, ctx, "gptq", self, self._codes)
+
+    def _codes(self, layer: QWeighted, form: Quadratic) -> Tensor:
+        return descend(layer, form, round_columns(layer, form), self.sweeps)
 
 
 def round_columns(layer: QWeighted, form: Quadratic) -> Tensor:
@@ -57,3 +67,30 @@ def round_columns(layer: QWeighted, form: Quadratic) -> Tensor:
         error = (column - (code - zero) * scale) / upper[:, i, i, None, None]
         weight[..., i + 1 :] -= error * upper[:, i, None, i + 1 :]
     return torch.empty_like(codes).scatter_(2, columns, codes)
+
+
+def descend(layer: QWeighted, form: Quadratic, codes: Tensor, sweeps: int) -> Tensor:
+    """Return codes [G, m, d] of no greater error, by cyclic coordinate descent on the layer's quadratic form.
+
+    Before each sweep symmetric per-channel weights get the scale of least error for their codes,
+    ``s = c H best / c H c``, which is written into the layer's quantizer. Ends early when a sweep changes nothing.
+    """
+    quantizer = layer.weight_quantizer
+    fmt, zero = quantizer.fmt, per_output(layer, quantizer.zero_point)
+    for _ in range(sweeps):
+        scale, centred = per_output(layer, quantizer.scale), codes - zero
+        if fmt.symmetric and fmt.scale == "float" and quantizer.axis is not None:
+            pulled = centred @ form.hessian
+            along, square = (pulled * form.best).sum(-1, keepdim=True), (pulled * centred).sum(-1, keepdim=True)
+            scale = torch.where((along > 0) & (square > 0), along / square.clamp(min=1e-30), scale)
+            quantizer.set_qparams(scale.reshape(-1), quantizer.zero_point)
+        weight, before, codes = centred * scale, codes, codes.clone()
+        slope = (weight - form.best) @ form.hessian
+        for i in range(codes.shape[2]):
+            wanted = weight[..., i] - slope[..., i] / form.hessian[:, None, i, i]
+            code = (torch.round(wanted / scale[..., 0]) + zero[..., 0]).clamp(quantizer.qmin, quantizer.qmax)
+            slope += ((code - codes[..., i]) * scale[..., 0])[..., None] * form.hessian[:, None, i]
+            codes[..., i] = code
+        if torch.equal(codes, before):
+            break
+    return codes

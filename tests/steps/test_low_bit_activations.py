@@ -1,0 +1,190 @@
+"""What the steps for activations of few bits promise."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from tests.networks import config, images
+from tests.steps.test_steps import apply, error
+from zoo.context import Context, Images
+from zoo.errors import QuantError
+from zoo.graph.trace import trace
+from zoo.quant.layers import QConv2d, QLinear, QWeighted
+from zoo.quant.quantizer import Quantizer
+from zoo.quant.spec import Format
+from zoo.steps._least_squares import Quadratic, passband, quadratic
+from zoo.steps._walk import Visit
+from zoo.steps.gptq import descend, round_columns
+
+CALIBRATED = (("quantize", {}), ("calibrate", {"weight": "mse", "act": "mse", "images": 64}))
+
+
+def layer(outputs: int, inputs: int, bits: int, act: str | None = None, top: float = 1.0) -> QLinear:
+    out = Quantizer(Format(bits=8, symmetric=False), signed=False)
+    out.set_range(torch.tensor(0.0 if act else -top), torch.tensor(top))
+    made = QLinear(nn.Linear(inputs, outputs), Format(bits=bits, symmetric=True, granularity="per_channel"), out, act)
+    made.weight_quantizer.set_range(-made.weight.abs().amax(1), made.weight.abs().amax(1))
+    return made
+
+
+def form(outputs: int, inputs: int) -> Quadratic:
+    rows = torch.randn(200, inputs) @ torch.randn(inputs, inputs)
+    hessian = (rows.T @ rows / len(rows))[None]
+    zeros = torch.zeros(1, inputs)
+    return Quadratic(hessian, torch.randn(1, outputs, inputs), zeros, torch.zeros(1, outputs))
+
+
+def test_coordinate_descent_ends_where_no_single_code_helps() -> None:
+    torch.manual_seed(0)
+    module, quadratic_form = layer(5, 12, 3), form(5, 12)
+    module.weight.data = quadratic_form.best[0].clone()
+    first = round_columns(module, quadratic_form)
+    before = quadratic_form.error(first * module.weight_quantizer.scale.reshape(1, -1, 1))
+    codes = descend(module, quadratic_form, first, sweeps=100)
+    scale = module.weight_quantizer.scale.reshape(1, -1, 1)
+    least = quadratic_form.error(codes * scale)
+    assert bool((least <= before + 1e-4).all()) and float(least.sum()) < float(before.sum())
+    for column, delta in itertools.product(range(12), (-1.0, 1.0)):
+        moved = codes.clone()
+        moved[..., column] = (moved[..., column] + delta).clamp(-4, 3)
+        assert bool((quadratic_form.error(moved * scale) >= least - 1e-4).all())
+
+
+def censored(prediction: Tensor, target: Tensor, low: float, high: float) -> Tensor:
+    inside = (target > low) & (target < high)
+    below, above = target <= low, target >= high
+    return torch.where(
+        inside, prediction - target,
+        torch.where(below, (prediction - low).clamp(min=0), torch.where(above, (high - prediction).clamp(min=0), 0.0)),
+    ).square()  # fmt: skip
+
+
+@pytest.mark.parametrize("act", ["relu", "relu6", None])
+def test_least_squares_through_the_clamp_finds_the_minimum(act: str | None) -> None:
+    torch.manual_seed(0)
+    module = layer(4, 6, 4, act, top=2.0)
+    low, high = passband(module)
+    assert low == 0.0 if act else low < -1.9
+    exact = torch.randn(4000, 6) @ torch.randn(6, 6)
+    noisy = exact + 1.5 * torch.randn_like(exact)
+    visit = Visit("layer", module, list(noisy.split(1000)), module, list(exact.split(1000)))
+    found = quadratic(visit, 4000, 1e-6, torch.Generator().manual_seed(0), passes=200)
+    target = module.multiply(exact, module.weight).detach()
+
+    def cost(weight: Tensor, bias: Tensor) -> Tensor:
+        return censored(noisy @ weight.T + bias, target, low, high).mean()
+
+    weight, bias = found.best[0].clone(), found.bias(found.best).clone()
+    ours = float(cost(weight, bias))
+    weight.requires_grad_(True), bias.requires_grad_(True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-10, tolerance_change=1e-14)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = cost(weight, bias)
+        value.backward()
+        return value
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    plain = quadratic(visit, 4000, 1e-6, torch.Generator().manual_seed(0))
+    assert ours <= float(cost(weight, bias)) * 1.001
+    assert ours < 0.98 * float(cost(plain.best[0], plain.bias(plain.best)))
+
+
+def mobile(dead: tuple[int, ...] = ()) -> tuple[fx.GraphModule, Context]:
+    """Pointwise, depthwise, pointwise with ReLU6; the depthwise channels of ``dead`` never fire."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.ReLU6(), nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.ReLU6(),
+        nn.Conv2d(12, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    with torch.no_grad():
+        model[0].weight.mul_(2.0)
+        model[2].weight.mul_(2.0)
+        for channel in dead:
+            model[2].weight[channel], model[2].bias[channel] = 0.0, 0.5
+    net = trace(model.eval(), images(2))
+    return net, Context(config(8, 4), Images(images(64)), net)
+
+
+def pointwise(net: fx.GraphModule, ctx: Context) -> Tensor:
+    """Return what the last convolution gives, before its own quantizer."""
+    seen: list[Tensor] = []
+    last = next(m for m in reversed(list(net.modules())) if isinstance(m, QConv2d))
+    hook = last.out.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        net(ctx.calibration.at(slice(0, 64)))
+    hook.remove()
+    return seen[0]
+
+
+def noise(net: fx.GraphModule, ctx: Context) -> float:
+    module = ctx.parent.get_submodule("4")
+    seen: list[Tensor] = []
+    hook = module.register_forward_hook(lambda m, args, y: seen.append(y))
+    with torch.no_grad():
+        ctx.parent(ctx.calibration.at(slice(0, 64)))
+    hook.remove()
+    difference = pointwise(net, ctx) - seen[0]
+    return float((difference - difference.mean((0, 2, 3), keepdim=True)).square().mean())
+
+
+def test_dead_channels_halve_the_noise_of_the_living() -> None:
+    net, ctx = mobile(dead=(1, 2, 4, 6, 9, 11))
+    before = apply(net, ctx, *CALIBRATED)
+    after = apply(before, ctx, ("reuse_channels", {"images": 64}))
+    assert ctx.log["reuse_channels"] == {"2": 6}
+    assert noise(after, ctx) < 0.5 * noise(before, ctx)
+    assert error(after, ctx) < error(before, ctx)
+
+
+def test_nothing_is_given_up_below_the_margin() -> None:
+    net, ctx = mobile()
+    before = apply(net, ctx, *CALIBRATED)
+    after = apply(before, ctx, ("reuse_channels", {"images": 64, "margin": 1000.0}))
+    assert ctx.log["reuse_channels"] == {}
+    assert all(torch.equal(t, after.state_dict()[n]) for n, t in before.state_dict().items())
+
+
+def test_reuse_needs_calibration() -> None:
+    net, ctx = mobile()
+    with pytest.raises(QuantError, match="not calibrated"):
+        apply(net, ctx, ("quantize", {}), ("reuse_channels", {}))
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_equalized_activations_keep_the_function_and_lose_less(strength: float) -> None:
+    net, ctx = mobile()
+    with torch.no_grad():
+        first, second = ctx.parent.get_submodule("0"), ctx.parent.get_submodule("2")
+        factor = torch.logspace(-1.5, 0, 12)[:, None, None, None]
+        first.weight.mul_(factor / 4)
+        first.bias.mul_(factor.flatten() / 4)
+        second.weight.mul_(1 / factor)
+    quantized = apply(net, ctx, ("quantize", {}))
+    even = apply(quantized, ctx, ("equalize_activations", {"images": 64, "strength": strength}))
+    assert error(even, ctx) < 1e-8
+    calibrate = ("calibrate", {"weight": "mse", "act": "mse", "images": 64})
+    assert error(apply(even, ctx, calibrate), ctx) < 0.5 * error(apply(quantized, ctx, calibrate), ctx)
+
+
+def test_the_wide_layers_draw_no_more_than_memory_holds() -> None:
+    from zoo.steps._least_squares import KEPT, _positions
+
+    assert _positions(65536, 1152, 25, True) * 1152 * 25 <= KEPT
+    assert _positions(65536, 1, 1280, True) == _positions(65536, 1, 1280, False) == 65536
+    assert _positions(10, 1, 1280, True) == 16 * 1280
+
+
+def test_passing_through_the_activation_lowers_the_error_of_noisy_layers() -> None:
+    results = []
+    for passes in (0, 8):
+        net, ctx = mobile()
+        graph = apply(net, ctx, *CALIBRATED, ("gptq", {"images": 64, "passes": passes}))
+        assert all(not m.weight.isnan().any() for m in graph.modules() if isinstance(m, QWeighted))
+        results.append(error(graph, ctx))
+    assert results[1] < results[0]
