@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from zoo.graph.fold import clone
 from zoo.quant.layers import QConv2d, QWeighted
 from zoo.steps._walk import Visit, float_twin, require_calibrated, walk
 
+DAMPINGS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 KEPT = 1 << 28  # numbers of a layer's inputs held at a time: a gigabyte
 
 
@@ -29,7 +31,7 @@ class Settings(Protocol):
     @property
     def samples(self) -> int: ...
     @property
-    def damping(self) -> float: ...
+    def damping(self) -> float | None: ...
     @property
     def scales(self) -> int: ...
     @property
@@ -90,47 +92,109 @@ def round_layers(
     return net
 
 
-def quadratic(visit: Visit, samples: int, damping: float, generator: torch.Generator, passes: int = 0) -> Quadratic:
+def quadratic(
+    visit: Visit, samples: int, damping: float | None, generator: torch.Generator, passes: int = 0
+) -> Quadratic:
     """Collect the quadratic form over at least ``samples`` output positions drawn at random from all batches.
 
     Inputs are the quantized ones, targets the float twin's outputs, so errors of earlier layers are made good where
     they can be (Nagel et al. 2020, eq. 25). ``damping``, relative to the mean diagonal, pulls ``best`` towards the
-    layer's weight. With ``passes`` > 0 only errors that pass the layer's activation and its quantizer's clamp count:
-    see ``_through_clamp``.
+    layer's weight; None takes the one of ``DAMPINGS`` under which each half of the images serves the other half best.
+    With ``passes`` > 0 only errors that pass the layer's activation and its quantizer's clamp count: see
+    ``_through_clamp``.
     """
     layer = visit.layer
     weight = grouped(layer, layer.weight).double()
-    groups, outputs, width = weight.shape
+    groups, _, width = weight.shape
     share = -(-_positions(samples, groups, width, passes > 0) // len(visit.inputs))
-    xx, xy = weight.new_zeros(groups, width, width), weight.new_zeros(groups, width, outputs)
-    sum_x, sum_y, count = weight.new_zeros(groups, width), weight.new_zeros(groups, outputs), 0
-    square = 0.0
+    halves = (_Sums(weight), _Sums(weight))
     kept: list[tuple[Tensor, Tensor]] = []
-    for x, y in zip(visit.inputs, visit.targets(), strict=True):
+    for i, (x, y) in enumerate(zip(visit.inputs, visit.targets(), strict=True)):
         rows, target = _draw(layer, x, y, share, groups, generator)
-        sum_x += rows.sum(1, dtype=torch.float64)
-        sum_y += target.sum(1, dtype=torch.float64)
-        xx += (rows.transpose(1, 2) @ rows).double()
-        xy += (rows.transpose(1, 2) @ target).double()
-        square += float(target.square().sum())
-        count += rows.shape[1]
+        halves[i % 2].add(rows, target)
         if passes:
             kept.append((rows, target))
-    mean_x, mean_y = sum_x / count, sum_y / count
-    hessian = xx / count - mean_x[:, :, None] * mean_x[:, None, :]
-    moment = xy / count - mean_x[:, :, None] * mean_y[:, None, :]
-    diagonal = hessian.diagonal(dim1=1, dim2=2)
-    ridge = (damping * diagonal.mean(1, keepdim=True)).clamp(min=1e-12)
-    hessian.diagonal(dim1=1, dim2=2).add_(ridge)
-    prior = ridge[:, :, None] * weight.transpose(1, 2)
-    factor = torch.linalg.cholesky(hessian)
-    best = torch.cholesky_solve(moment + prior, factor).transpose(1, 2)
-    variance = square / count - float(mean_y.square().sum())
-    residual = variance - float(((2 * moment.transpose(1, 2) - best @ hessian) * best).sum())
+    sums = halves[0] + halves[1]
+    if damping is None:
+        damping = _cross_validated(halves, weight) if len(visit.inputs) > 1 else 0.01
+    factor, prior = sums.damped(damping, weight)
+    best = torch.cholesky_solve(sums.moment + prior, factor).transpose(1, 2)
+    mean_y, residual = sums.mean_y, sums.variance + sums.excess(best)
     if passes:
-        best, mean_y, residual = _through_clamp(kept, factor, prior, best, mean_x, mean_y, passband(layer), passes)
+        band = passband(layer)
+        best, mean_y, residual = _through_clamp(kept, factor, prior, best, sums.mean_x, mean_y, band, passes)
+    hessian = (factor @ factor.transpose(1, 2)).float()
     best = best.contiguous().float()
-    return Quadratic(hessian.float(), best, mean_x.float(), mean_y.float(), variance, max(residual, 0.0))
+    return Quadratic(hessian, best, sums.mean_x.float(), mean_y.float(), sums.variance, max(residual, 0.0))
+
+
+class _Sums:
+    """First and second moments of inputs [G, p, d] and targets [G, p, m], in float64."""
+
+    def __init__(self, weight: Tensor) -> None:
+        groups, outputs, width = weight.shape
+        self.xx, self.xy = weight.new_zeros(groups, width, width), weight.new_zeros(groups, width, outputs)
+        self.x, self.y = weight.new_zeros(groups, width), weight.new_zeros(groups, outputs)
+        self.yy, self.count = 0.0, 0
+
+    def add(self, rows: Tensor, target: Tensor) -> None:
+        self.x += rows.sum(1, dtype=torch.float64)
+        self.y += target.sum(1, dtype=torch.float64)
+        self.xx += (rows.transpose(1, 2) @ rows).double()
+        self.xy += (rows.transpose(1, 2) @ target).double()
+        self.yy += float(target.square().sum(dtype=torch.float64))
+        self.count += rows.shape[1]
+
+    def __add__(self, other: _Sums) -> _Sums:
+        both = copy.copy(self)
+        for name, value in vars(other).items():
+            setattr(both, name, getattr(self, name) + value)
+        return both
+
+    @property
+    def mean_x(self) -> Tensor:
+        return self.x / self.count
+
+    @property
+    def mean_y(self) -> Tensor:
+        return self.y / self.count
+
+    @property
+    def hessian(self) -> Tensor:
+        return self.xx / self.count - self.mean_x[:, :, None] * self.mean_x[:, None, :]
+
+    @property
+    def moment(self) -> Tensor:
+        return self.xy / self.count - self.mean_x[:, :, None] * self.mean_y[:, None, :]
+
+    @property
+    def variance(self) -> float:
+        return self.yy / self.count - float(self.mean_y.square().sum())
+
+    def damped(self, damping: float, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the Cholesky factor of the damped Hessian, and what the damping adds to the moment."""
+        hessian = self.hessian
+        diagonal = hessian.diagonal(dim1=1, dim2=2)
+        ridge = (damping * diagonal.mean(1, keepdim=True)).clamp(min=1e-12)
+        diagonal.add_(ridge)
+        return torch.linalg.cholesky(hessian), ridge[:, :, None] * weight.transpose(1, 2)
+
+    def excess(self, weight: Tensor) -> float:
+        """Return the mean squared error of a weight [G, m, d] less the variance of the targets."""
+        return float(((weight @ self.hessian - 2 * self.moment.transpose(1, 2)) * weight).sum())
+
+
+def _cross_validated(halves: tuple[_Sums, _Sums], weight: Tensor) -> float:
+    """Return the damping of least error of each half's solution on the other half."""
+
+    def error(damping: float) -> float:
+        total = 0.0
+        for ours, theirs in (halves, halves[::-1]):
+            factor, prior = ours.damped(damping, weight)
+            total += theirs.excess(torch.cholesky_solve(ours.moment + prior, factor).transpose(1, 2))
+        return total
+
+    return min(DAMPINGS, key=error)
 
 
 def passband(layer: QWeighted) -> tuple[float, float]:

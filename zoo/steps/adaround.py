@@ -30,7 +30,7 @@ class Adaround:
     samples: int = 32768
     rate: float = 0.01
     weight: float = 0.01
-    damping: float = 0.01
+    damping: float | None = None
     scales: int = 20
     passes: int = 0
 
@@ -38,8 +38,10 @@ class Adaround:
         """Refuse counts below one and a damping under which a constant input has no solution."""
         if min(self.images, self.batch, self.samples) < 1 or (self.iterations is not None and self.iterations < 1):
             raise ValueError("images, batch, samples and iterations must be positive")
-        if min(self.scales, self.passes, self.weight) < 0 or self.damping <= 0 or self.rate <= 0:
-            raise ValueError("damping and rate must be positive, scales, passes and weight not negative")
+        if min(self.scales, self.passes, self.weight) < 0:
+            raise ValueError("scales, passes and weight must not be negative")
+        if self.rate <= 0 or (self.damping is not None and self.damping <= 0):
+            raise ValueError("damping and rate must be positive")
 
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the Q-graph with rounded weights and corrected biases; QuantError for one that is not calibrated."""

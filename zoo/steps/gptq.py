@@ -16,25 +16,26 @@ from zoo.steps._least_squares import Quadratic, per_output, round_layers
 class Gptq:
     """GPTQ (Frantar et al. 2023, algorithm 1) layer by layer, towards the float twin's outputs.
 
-    ``images`` calibration images give ``samples`` output positions for each layer's Hessian, ``damping`` is relative to
-    its mean diagonal. ``scales`` tries so many shrunken weight scales per channel and keeps the one of least error
-    (0: those of calibrate). Columns are taken in order of their Hessian diagonal, the largest first. Then come up to
-    ``sweeps`` of coordinate descent, which takes the best code of each column in turn, all others given, and the best
-    scale of each channel. With ``passes`` > 0 only errors that pass the activation and the output's clamp count, found
-    in so many rounds of least squares: for activations of few bits, whose noise is large.
+    ``images`` calibration images give ``samples`` output positions for each layer's Hessian. ``damping`` is relative to
+    its mean diagonal; None takes as much as serves images best that were not fitted. ``scales`` tries so many shrunken
+    weight scales per channel and keeps the one of least error (0: those of calibrate). Columns are taken in order of
+    their Hessian diagonal, the largest first. Then come up to ``sweeps`` of coordinate descent, which takes the best
+    code of each column in turn, all others given, and the best scale of each channel. With ``passes`` > 0 only errors
+    that pass the activation and the output's clamp count, found in so many rounds of least squares: for activations of
+    few bits, whose noise is large.
     """
 
     images: int = 256
     batch: int = 32
     samples: int = 32768
-    damping: float = 0.01
+    damping: float | None = None
     scales: int = 20
     sweeps: int = 4
     passes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse counts below one and a damping under which a constant input has no solution."""
-        if min(self.images, self.batch, self.samples) < 1 or self.damping <= 0:
+        if min(self.images, self.batch, self.samples) < 1 or (self.damping is not None and self.damping <= 0):
             raise ValueError("images, batch, samples and damping must be positive")
         if min(self.scales, self.sweeps, self.passes) < 0:
             raise ValueError("scales, sweeps and passes must not be negative")
