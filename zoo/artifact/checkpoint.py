@@ -16,6 +16,7 @@ from zoo.artifact import files
 from zoo.artifact.codec import decode, encode
 from zoo.artifact.config import FORMAT_VERSION, check_config, check_preprocess
 from zoo.errors import ArtifactError, DataError, QuantError
+from zoo.integer.exact import follow_integers
 from zoo.integer.layers import build_integer
 from zoo.integer.program import Program
 from zoo.integer.shapes import shapes
@@ -70,7 +71,10 @@ class Checkpoint:
         """
         chosen = semantics or self.config["semantics"]
         try:
-            graph = (build_integer if integer else build_simulated)(self.program, chosen)
+            if integer:
+                graph = build_integer(self.program, chosen)
+            else:
+                graph = follow_integers(build_simulated(self.program, chosen), self.program, chosen)
         except QuantError as error:
             raise ArtifactError(f"{self.config['name']}: arithmetic {chosen}: {error}") from None
         return Network(graph, self.program, self.config, self.card, self.recipe, self.metrics)

@@ -46,6 +46,16 @@ def fake_quantize(
     return y
 
 
+@torch.no_grad()
+def grid_codes(x: Tensor, step: float) -> Tensor:
+    """Return the centred codes of values that lie on a grid; no gradient."""
+    x = dense(x)
+    y = torch.empty_like(x)
+    for source, target, _ in _chunks(x, y):
+        torch.mul(source, 1.0 / step, out=target).round_()
+    return y
+
+
 def dense(x: Tensor) -> Tensor:
     """Return the tensor with no gaps in memory, in its own order where that is contiguous or channels_last."""
     return x if x.is_contiguous() or channels_last(x) else x.contiguous()
