@@ -242,7 +242,7 @@ MANIFESTS: dict[str, tuple[Callable[[Any], object], str]] = {
     "long name": (lambda m: m["files"].update({"x" * 5000: {}}), "missing"),
     "null name": (lambda m: m["files"].update({"a\0b": {}}), "missing"),
     "surrogate": (lambda m: m["files"].update({"\ud800": {}}), "missing"),
-    "folder": (lambda m: m["files"].update({"": {}}), "missing"),
+    "folder": (lambda m: m["files"].update({"": {}}), "not a file of this folder"),
 }
 
 
