@@ -180,7 +180,7 @@ def regular(path: Path, label: Any, most: int | None = TEXT_LIMIT) -> bytes:
 
 
 def parse(path: Path, label: Any) -> Any:
-    """Return the value of a JSON file as ``parse_text`` does; no file, and one that is none, raise ArtifactError too."""
+    """Return the value of a JSON file; what ``regular`` and ``parse_text`` refuse raises ArtifactError."""
     return parse_text(regular(path, label), label)
 
 
