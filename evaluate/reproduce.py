@@ -63,7 +63,7 @@ def rerun(record: Record, root: Path, *, python: str = sys.executable, changes: 
         out = Path(scratch) / "results"
         done = _child(python, "zoo.run", f"recipe={recipe}", f"output={out}")
         if done.returncode:
-            return Row(record.recipe, FAILED, record.top1, None, tolerance, note=_last(done.stderr))
+            return Row(record.recipe, FAILED, record.top1, None, tolerance, note=_last(done))
         again = read_record(out / record.file)
         tensors = checkpoint_differences(kept, out / record.recipe / "checkpoint")
     found = causes(record, again)
@@ -87,7 +87,7 @@ def rescore(record: Record, root: Path) -> Row:
         return Row(record.recipe, FAILED, record.top1, None, 0.0, note=note)
     done = _child(sys.executable, "zoo.rescore", str(kept))
     if done.returncode:
-        return Row(record.recipe, FAILED, record.top1, None, 0.0, note=_last(done.stderr))
+        return Row(record.recipe, FAILED, record.top1, None, 0.0, note=_last(done))
     again = json.loads(done.stdout)
     pairs = {
         "weights": (record.artifact_sha256, again["artifact_sha256"]),
@@ -106,7 +106,7 @@ def _recorded_recipe(record: Record, kept: Path, scratch: Path, changes: dict[st
         file = scratch / "recipe.yaml"
         done = _child(sys.executable, *_composing(record))
         if done.returncode:
-            raise RecipeError(f"{record.recipe}: {_last(done.stderr)}")
+            raise RecipeError(f"{record.recipe}: {_last(done)}")
         file.write_text(done.stdout, encoding="utf-8")
     fields = read_recipe(file) | changes
     if changes:
@@ -133,9 +133,14 @@ def _child(python: str, module: str, *arguments: str) -> subprocess.CompletedPro
     return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
 
 
-def _last(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[-1] if lines else "it ended without a word").removeprefix("error: ")
+def _last(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    ended = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    return (
+        lines[-1].removeprefix("error: ")
+        if lines and done.returncode == 2
+        else f"{ended}: {(lines or ['no word'])[-1]}"
+    )
 
 
 def choose(names: Sequence[str], root: Path) -> list[Record]:
