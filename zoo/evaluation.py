@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """``choice`` int64 ``[N]``: the class chosen for each image; ``correct`` bool ``[N]``; ``top1`` in percent."""
+    """``choice`` int64 ``[N]``: the class chosen for each image; ``correct`` bool ``[N]``; ``top1`` in percent.
+
+    ``logits_sha256`` is over the little-endian float32 logits ``[N, classes]``: equal for an integer network wherever
+    it runs.
+    """
 
     choice: np.ndarray[Any, Any]
     correct: np.ndarray[Any, Any]
+    logits_sha256: str = ""
 
     @property
     def top1(self) -> float:
@@ -39,8 +45,10 @@ def predict(net: nn.Module, split: Split, preprocess: Preprocess, label: str, ba
     """
     net.eval()
     size = batch or (250 if preprocess.size[0] <= 64 else 25)
-    chosen = []
+    chosen, digest = [], hashlib.sha256()
     for start in bar(range(0, len(split), size), label, -(-len(split) // size)):
-        chosen.append(net(preprocess.batch(split.images[start : start + size])).argmax(1))
+        logits = net(preprocess.batch(split.images[start : start + size]))
+        digest.update(logits.float().contiguous().numpy().astype("<f4").tobytes())
+        chosen.append(logits.argmax(1))
     choice = torch.cat(chosen).numpy()
-    return Scores(choice, choice == split.labels[: len(choice)])
+    return Scores(choice, choice == split.labels[: len(choice)], digest.hexdigest())

@@ -16,7 +16,7 @@ from zoo.artifact.card import render_unmeasured
 from zoo.artifact.checkpoint import Network
 from zoo.artifact.codec import encode
 from zoo.context import Images
-from zoo.errors import ArtifactError, DataError, RecipeError, suggest
+from zoo.errors import ArtifactError, DataError, GraphError, RecipeError, suggest
 from zoo.integer.shapes import shapes
 from zoo.paths import results_dir
 from zoo.preprocess import Preprocess
@@ -63,7 +63,12 @@ def quantize_network(
         graph, program, semantics, _ = execute(parsed, model, images, {})
     finally:
         model.train(training)
-    classes = shapes(program)[program.nodes[-1].name][1]
+    logits = shapes(program)[program.nodes[-1].name]
+    if len(logits) != 2:
+        raise GraphError(
+            f"{type(model).__name__}: gives {['N', *logits[1:]]}, a classifier gives [N, classes]; pool and flatten"
+        )
+    classes = logits[1]
     if labels and len(labels) != classes:
         raise DataError(f"labels: got {len(labels)}, the network gives {classes} classes; name each or none")
     kept = {k: v for k, v in fields.items() if k not in ("model", "data")}

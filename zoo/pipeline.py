@@ -215,6 +215,7 @@ def make_record(
         command=command, steps=tuple(json.dumps({s.name: s.settings}, sort_keys=True) if s.settings else s.name
                                      for s in recipe.steps),
         notes=tuple(f"{k}: {json.dumps(v, sort_keys=True)}" for k, v in sorted(log.items())),
+        logits_sha256=scores["integer"].logits_sha256,
     )  # fmt: skip
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from zoo.errors import RecipeError
 from zoo.quant.spec import QuantConfig
 from zoo.resolve import build, class_name, load
+
+_NAME = re.compile(r"\w[\w.-]{0,199}\Z", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,10 @@ class Recipe:
         for i, step in enumerate(parsed):
             make_step(step, f"{where}.steps[{i}]")
         object.__setattr__(recipe, "steps", parsed)
+        if not _NAME.match(recipe.name):
+            raise RecipeError(
+                f"{where}.name: {recipe.name[:100]!r} cannot name a folder; use letters, digits, _ . and -"
+            )
         if recipe.threads < 1 or recipe.seed < 0 or (recipe.images is not None and recipe.images < 1):
             raise RecipeError(f"{where}: threads and images must be positive, seed must not be negative")
         return recipe

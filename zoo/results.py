@@ -71,7 +71,9 @@ class Record:
 
     ``top1`` is of the integer network, ``top1_fake`` of the fake-quantized one, ``agreement`` the share of images on
     which both choose the same class, ``float_top1`` the float parent's on the same images, ``drop`` float minus
-    integer with its paired 95 % interval ``drop_interval``. Values out of range raise ValueError.
+    integer with its paired 95 % interval ``drop_interval``, ``logits_sha256`` over the integer network's logits (empty
+    in older records: ``zoo.evaluation.Scores``), ``command`` what makes the record again. Values out of range raise
+    ValueError.
     """
 
     recipe: str
@@ -100,6 +102,7 @@ class Record:
     command: str
     steps: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    logits_sha256: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what no run can have produced."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import RecipeError, ZooError, suggest
 from zoo.paths import recipes_dir
+from zoo.recipe_file import read_recipe
 
 _OWN = ("output", "check")
 
@@ -18,6 +20,7 @@ usage: python -m zoo.run recipe=NAME [field=value ...]
        python -m zoo.list                     recipes, models, data sets, checkpoints with accuracy and size
 
   recipe=NAME            one of: {recipes}
+  recipe=FILE.yaml       a resolved recipe, such as a checkpoint's recipe.yaml; takes no further fields
   FIELD=VALUE            change any field, e.g. seed=1 budget=full steps.2.calibrate.act=percentile quant.act.bits=6
   model=NAME data=NAME quant=NAME   swap a whole group
   output=DIR             where to write (default: results/ of a checkout, ./results otherwise)
@@ -45,7 +48,9 @@ def main(arguments: list[str]) -> int:
         from zoo.training import ends_in_float, train_float
 
         output = Path(own["output"]) if "output" in own else None
-        command = "python -m zoo.run " + " ".join(arguments)
+        # where it was written to is no part of what was computed
+        told = [a for a in arguments if a.partition("=")[0] not in _OWN]
+        command = shlex.join(["python", "-m", "zoo.run", *told])
         if ends_in_float(fields):
             trained = train_float(fields, output=output, command=command)
             print(f"{fields['name']}: {trained.top1:.2f} % top-1 on {trained.n} images, float\nweights {trained.path}")
@@ -88,19 +93,26 @@ def resolve(arguments: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the composed recipe as plain values, and our own options. RecipeError for anything Hydra refuses."""
     own: dict[str, str] = {}
     overrides = []
+    file: Path | None = None
     for argument in arguments:
         key, _, value = argument.partition("=")
         if not value or not key:
             raise RecipeError(f"{argument!r}: expected field=value; try python -m zoo.run --help")
         if key in _OWN:
             own[key] = value
+        elif key == "recipe" and value.endswith(".yaml"):
+            file = Path(value)
         elif key == "recipe" and value not in names():
             raise RecipeError(f"recipe {value!r} is unknown{suggest(value, names())}")
         elif key in ("model", "data", "quant") and value not in names(key):
             raise RecipeError(f"{key} {value!r} is unknown{suggest(value, names(key))}")
         else:
             overrides.append(argument)
-    return compose(overrides), own
+    if file is None:
+        return compose(overrides), own
+    if overrides:
+        raise RecipeError(f"{file}: is resolved already, {overrides[0]!r} cannot change it; edit the file")
+    return read_recipe(file), own
 
 
 def compose(overrides: list[str]) -> dict[str, Any]:

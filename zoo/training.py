@@ -37,7 +37,11 @@ class Trained:
 def ends_in_float(fields: dict[str, Any]) -> bool:
     """Tell whether a resolved recipe trains a float network and does nothing else."""
     steps = fields.get("steps")
-    return isinstance(steps, list) and bool(steps) and all(s == "train" or list(s) == ["train"] for s in steps)
+    return (
+        isinstance(steps, list)
+        and bool(steps)
+        and all(s == "train" or (isinstance(s, dict) and list(s) == ["train"]) for s in steps)
+    )
 
 
 def train_float(fields: dict[str, Any], *, output: Path | None = None, command: str = "") -> Trained:

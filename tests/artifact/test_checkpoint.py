@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -160,6 +161,11 @@ def _attribute(node: str, /, **attrs: Any) -> Callable[[Any], object]:
     return change
 
 
+def _rename(config: Any, old: str, new: str) -> None:
+    for node in config["nodes"]:
+        node["name"] = new if node["name"] == old else node["name"]
+
+
 CONFIGS: dict[str, tuple[Callable[[Any], object], str]] = {
     "version": (lambda c: c.update(format_version=2), "format_version 2"),
     "version type": (lambda c: c.update(format_version=True), "format_version True"),
@@ -199,6 +205,14 @@ CONFIGS: dict[str, tuple[Callable[[Any], object], str]] = {
     "preprocess float size": (lambda c: c["preprocess"].update(size=[16.0, 16.0]), "integers"),
     "endless mean": (lambda c: c["preprocess"].update(mean=[10**400] * 3), "preprocess"),
     "huge resize": (lambda c: c["preprocess"].update(resize=10**9), "integers"),
+    "keyword": (lambda c: _rename(c, "fc", "class"), "dotted identifier"),
+    "name of the generated code": (lambda c: _rename(c, "fc", "self"), "dotted identifier"),
+    "name of a method": (lambda c: _rename(c, "fc", "forward"), "dotted identifier"),
+    "name of an attribute": (lambda c: _rename(c, "fc", "__class__"), "dotted identifier"),
+    "name within a node": (lambda c: _rename(c, "fc", "conv.weight"), "lies within another"),
+    "logits that are pictures": (lambda c: c["nodes"].__delitem__(slice(-2, None)), "belongs to no node"),
+    "groups": (_attribute("block2.conv1", groups=2), "does not take 16 channels"),
+    "endless padding": (_attribute("conv", pad=[4089] * 4), "beyond any edge network"),
     "attribute": (lambda c: c["nodes"][1]["attrs"].update(groups=[1]), "groups"),
 }
 
@@ -242,7 +256,7 @@ MANIFESTS: dict[str, tuple[Callable[[Any], object], str]] = {
     "long name": (lambda m: m["files"].update({"x" * 5000: {}}), "missing"),
     "null name": (lambda m: m["files"].update({"a\0b": {}}), "missing"),
     "surrogate": (lambda m: m["files"].update({"\ud800": {}}), "missing"),
-    "folder": (lambda m: m["files"].update({"": {}}), "missing"),
+    "folder": (lambda m: m["files"].update({"": {}}), "not a file of this folder"),
 }
 
 
@@ -280,3 +294,93 @@ def test_logits_can_be_had_in_another_arithmetic(folder: Path) -> None:
         a, b = other(images(8)), read.network(integer=True)(images(8))
     # the codes of the two may differ by the rounding, not by more
     assert float((a - b).abs().max()) <= 0.2 * float(b.abs().max())
+
+
+@torch.no_grad()
+def test_a_layer_may_have_the_name_of_ours(damage: Damage, network: Network) -> None:
+    folder = damage(
+        tensors=lambda t: [t.update({k.replace("fc.", "dequantize."): t.pop(k)}) for k in list(t) if k[:3] == "fc."],
+        config=lambda c: _rename(c, "fc", "dequantize"),
+    )
+    assert torch.equal(zoo.load(folder, integer=True)(images(4)), network(images(4)))
+
+
+def test_logits_that_are_pictures_are_refused(damage: Damage) -> None:
+    def cut(config: Any) -> None:
+        del config["nodes"][-2:]
+        config.update(num_classes=64)
+
+    folder = damage(tensors=lambda t: [t.pop(k) for k in list(t) if k.startswith("fc.")], config=cut)
+    with pytest.raises(ArtifactError, match=r"a classifier gives \[N, classes\]"):
+        checkpoint.read(folder)
+
+
+def test_a_long_chain_of_nodes_loads(damage: Damage, network: Network) -> None:
+    """A format is looked up through all of them, without recursion."""
+
+    def chain(config: Any) -> None:
+        before = config["nodes"][-1]["inputs"][0]
+        for i in range(1024 - len(config["nodes"])):
+            config["nodes"].insert(-1, {"name": f"flat_{i}", "op": "flatten", "inputs": [before]})
+            before = f"flat_{i}"
+        config["nodes"][-1]["inputs"] = [before]
+
+    folder = damage(config=chain)
+    with torch.no_grad():
+        assert torch.equal(checkpoint.read(folder).network(integer=True)(images(2)), network(images(2)))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.json", "model.safetensors", "README.md"])
+def test_only_regular_files_of_the_folder_are_read(name: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_bytes((folder / name).read_bytes())
+    for kind in ("pipe", "device", "link", "loop", "folder"):
+        (folder / name).rmdir() if (folder / name).is_dir() else (folder / name).unlink()
+        if kind == "pipe":
+            os.mkfifo(folder / name)
+        elif kind == "folder":
+            (folder / name).mkdir()
+        else:
+            (folder / name).symlink_to({"device": "/dev/zero", "link": "../outside", "loop": name}[kind])
+        with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):  # and it returns: a pipe would wait
+            checkpoint.read(folder)
+
+
+def test_texts_beyond_all_bounds_are_refused_unread(folder: Path) -> None:
+    for name in ("README.md", "config.json", files.MANIFEST):
+        content = (folder / name).read_bytes()
+        with (folder / name).open("r+b") as file:
+            file.truncate(2**40)  # a sparse file: a terabyte that takes no disk
+        with pytest.raises(ArtifactError, match="bytes, at most"):
+            files.regular(folder / name, name)
+        (folder / name).write_bytes(content)
+
+
+def test_what_changes_after_loading_changes_nothing(folder: Path, network: Network) -> None:
+    loaded = zoo.load(folder, integer=True)
+    size = (folder / "model.safetensors").stat().st_size
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.write(b"\0" * size)
+        file.truncate(0)
+    with torch.no_grad():
+        assert torch.equal(loaded(images(2)), network(images(2)))
+
+
+def test_a_manifest_cannot_ask_for_one_file_many_times(folder: Path) -> None:
+    manifest = json.loads((folder / files.MANIFEST).read_text())
+    entry = manifest["files"]["config.json"]
+    for names, message in ((["./config.json"], "not a file"), ([f"a{i}" for i in range(2000)], "lists 2,0")):
+        changed = manifest | {"files": manifest["files"] | {n: entry for n in names}}
+        (folder / files.MANIFEST).write_text(json.dumps(changed))
+        with pytest.raises(ArtifactError, match=message):
+            checkpoint.read(folder)
+
+
+def test_a_type_that_torch_has_not_is_refused(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].replace(b'"I8"', b'"F8_E8M0"', 1)  # a byte each, as I8: only the name is new
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    sign(folder)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors|weight_packed"):
+        checkpoint.read(folder)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, fx, nn
 
@@ -23,6 +24,9 @@ from zoo.integer.shapes import shapes
 from zoo.integer.simulated import build_simulated
 from zoo.preprocess import Preprocess
 from zoo.results import dump
+
+_MAX_WEIGHTS = 2**30  # bytes; the largest network of this zoo takes 5 MB
+_MAX_ELEMENTS = 2**26  # of one image's tensor: 50 times the largest of MobileNetV2
 
 
 class Network(nn.Module):
@@ -122,32 +126,45 @@ def read(folder: Path) -> Checkpoint:
     folder = Path(folder)
     hashes = files.verify(folder)
     where = str(folder / "config.json")
-    config = check_config(files.parse(folder / "config.json", where), where)
+    config = check_config(files.parse_text(files.content(folder, "config.json", hashes), where), where)
+    weights = files.content(folder, "model.safetensors", hashes, _MAX_WEIGHTS)
     try:
-        tensors = load_file(folder / "model.safetensors")
-    except (SafetensorError, OSError, ValueError) as error:
+        tensors = from_bytes(weights)
+    except (SafetensorError, ValueError, KeyError, OverflowError) as error:  # KeyError: a type torch has not
         raise ArtifactError(f"{folder / 'model.safetensors'}: not a readable safetensors file ({error}); "
                             "fetch the checkpoint again") from None  # fmt: skip
     program = decode(tensors, config["nodes"], config["input_shape"], where)
     # What the nodes compute is not run here: torch works out its shape, and has many ways to refuse.
     try:
-        last = shapes(program)[program.nodes[-1].name]
+        found = shapes(program)
     except (RuntimeError, ValueError, IndexError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ArtifactError(f"{where}: the nodes do not fit together ({reason}); fetch the checkpoint again") from None
+    last = found[program.nodes[-1].name]
+    if len(last) != 2:
+        raise ArtifactError(
+            f"{where}: the last node gives {list(last)}, a classifier gives [N, classes]; do not use it"
+        )
+    largest = max(found, key=lambda name: math.prod(found[name]))
+    if math.prod(found[largest]) > _MAX_ELEMENTS:
+        raise ArtifactError(f"{where}: {largest} gives {list(found[largest])}, which is beyond any edge network")
     if last[1] != config["num_classes"]:
         raise ArtifactError(f"{where}: num_classes is {config['num_classes']}, the last node gives {last[1]}; "
                             "correct num_classes")  # fmt: skip
     check_preprocess(config, where)
-    card, recipe = (_text(folder / name) if name in hashes else "" for name in ("README.md", "recipe.yaml"))
-    metrics = files.parse(folder / "metrics.json", folder / "metrics.json") if "metrics.json" in hashes else {}
+    card, recipe = (_text(folder, name, hashes) for name in ("README.md", "recipe.yaml"))
+    metrics: Any = {}
+    if "metrics.json" in hashes:
+        metrics = files.parse_text(files.content(folder, "metrics.json", hashes), folder / "metrics.json")
     if not isinstance(metrics, dict):
         raise ArtifactError(f"{folder / 'metrics.json'}: must hold a mapping; fetch the checkpoint again")
     return Checkpoint(program, config, card, hashes, recipe, metrics)
 
 
-def _text(path: Path) -> str:
+def _text(folder: Path, name: str, hashes: Mapping[str, str]) -> str:
+    if name not in hashes:
+        return ""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: not readable as text ({error}); fetch the checkpoint again") from None
+        return files.content(folder, name, hashes).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{folder / name}: not readable as text ({error}); fetch the checkpoint again") from None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import keyword
 import math
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from zoo.artifact.packing import PACKED, pack, unpack, words_per_row
 from zoo.errors import ArtifactError
@@ -22,7 +23,9 @@ _ATTRS: dict[str, tuple[str, ...]] = {
 _ARITY = {"input": 0, "add": 2, "mul": 2}
 _UNFORMATTED = ("max_pool", "flatten")
 _TABLES = (torch.uint8, torch.int16, torch.int32)
-_MAX_SIDE, _MAX_NODES = 4096, 4096
+_MAX_SIDE, _MAX_NODES = 4096, 1024
+# torch.fx writes the network's forward as Python with these names in it
+_RESERVED = frozenset({*dir(fx.GraphModule(nn.Module(), fx.Graph())), *keyword.kwlist, "self"})
 
 
 def encode(program: Program) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -117,7 +120,9 @@ def _node(entry: Any, seen: set[str], where: str) -> Node:
         raise ArtifactError(f"{where}: field {sorted(unknown)[0]!r} is unknown")
     name, op, inputs = entry.get("name"), entry.get("op"), entry.get("inputs")
     if not isinstance(name, str) or not _plain(name) or name in seen:
-        raise ArtifactError(f"{where}: the name {name!r} is not a new dotted identifier")
+        raise ArtifactError(f"{where}: the name {str(name)[:100]!r} is not a new dotted identifier")
+    if any(other.startswith(f"{name}.") or name.startswith(f"{other}.") for other in seen):
+        raise ArtifactError(f"{where}: the name {name!r} lies within another node's")
     if op not in list(_ATTRS):
         raise ArtifactError(f"{where}: operation {op!r} is unknown (known: {', '.join(_ATTRS)})")
     if not isinstance(inputs, list) or any(i not in seen for i in inputs if isinstance(i, str)):
@@ -146,7 +151,10 @@ def _node(entry: Any, seen: set[str], where: str) -> Node:
 
 
 def _plain(name: str) -> bool:
-    return len(name) < 200 and all(p.replace("_", "a").isalnum() and p.isascii() for p in name.split("."))
+    parts = name.split(".")
+    return len(name) < 200 and all(
+        p.replace("_", "a").isalnum() and p.isascii() and p not in _RESERVED and not p.startswith("__") for p in parts
+    )
 
 
 def _attrs(op: str, attrs: Any, where: str) -> dict[str, Any]:

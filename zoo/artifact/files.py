@@ -8,10 +8,11 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zoo.artifact import placing
@@ -19,7 +20,10 @@ from zoo.errors import ArtifactError
 from zoo.results import dump
 
 MANIFEST = "manifest.json"
-NAMES = ("model.safetensors", "config.json", "recipe.yaml", "metrics.json", "README.md", MANIFEST)
+SIGNATURE = "model.sig"
+NAMES = ("model.safetensors", "config.json", "recipe.yaml", "metrics.json", "README.md", MANIFEST, SIGNATURE)
+TEXT_LIMIT = 2**23  # bytes of a JSON or text file: a node takes about 500, a parsed value up to 30 times its text
+_MAX_FILES = 1000
 
 
 def sha256(path: Path) -> str:
@@ -110,48 +114,96 @@ def verify(folder: Path) -> dict[str, str]:
     if not isinstance(files, dict) or not {"model.safetensors", "config.json"} <= set(files):
         raise ArtifactError(f"{folder / MANIFEST}: must list model.safetensors and config.json; "
                             "fetch the checkpoint again")  # fmt: skip
+    if len(files) > _MAX_FILES:
+        raise ArtifactError(f"{folder / MANIFEST}: lists {len(files):,} files, at most {_MAX_FILES:,} can be right")
     return {name: _verified(folder, name, entry) for name, entry in sorted(files.items())}
 
 
 def _verified(folder: Path, name: str, entry: Any) -> str:
     path = folder / name
-    if ".." in path.parts[len(folder.parts) :] or Path(name).is_absolute() or not isinstance(entry, dict):
-        raise ArtifactError(f"{folder / MANIFEST}: entry {name!r} is not a file of this folder; do not use it")
+    # one way only to write a name: a manifest cannot have one file hashed a thousand times
+    plain = PurePosixPath(name).as_posix() == name and not PurePosixPath(name).is_absolute()
+    if ".." in PurePosixPath(name).parts or not plain or not isinstance(entry, dict):
+        raise ArtifactError(f"{folder / MANIFEST}: entry {name[:100]!r} is not a file of this folder; do not use it")
     if not os.path.isfile(path):
-        raise ArtifactError(f"{folder}: the manifest lists {name!r}, which is missing; fetch the checkpoint again")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ArtifactError(f"{path}: is a link that leaves the folder; put the file itself there")
+        raise ArtifactError(
+            f"{folder}: the manifest lists {name[:100]!r}, which is missing; fetch the checkpoint again"
+        )
+    _refuse_outside(folder, path)
     try:
         found = sha256(path)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
-    if found != entry.get("sha256"):
-        raise ArtifactError(f"{path}: sha256 is {found[:12]}, the manifest says {str(entry.get('sha256'))[:12]!r}; "
-                            "the file was altered or cut short: fetch the checkpoint again")  # fmt: skip
+    _compare(path, found, entry.get("sha256"))
     return found
 
 
+def _compare(path: Path, found: str, wanted: Any) -> None:
+    if found != wanted:
+        raise ArtifactError(f"{path}: sha256 is {found[:12]}, the manifest says {str(wanted)[:12]!r}; "
+                            "the file was altered or cut short: fetch the checkpoint again")  # fmt: skip
+
+
+def _refuse_outside(folder: Path, path: Path) -> None:
+    # realpath gives a loop of links as a path, where resolve raises
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise ArtifactError(f"{path}: is a link that leaves the folder; put the file itself there")
+
+
+def content(folder: Path, name: str, hashes: Mapping[str, str], most: int | None = TEXT_LIMIT) -> bytes:
+    """Return a verified file's bytes: what is parsed is what was hashed, and a file that changes later changes nothing.
+
+    ``hashes`` is what ``verify`` returned. A file of more than ``most`` bytes raises ArtifactError.
+    """
+    data = regular(Path(folder) / name, Path(folder) / name, most)
+    _compare(Path(folder) / name, hashlib.sha256(data).hexdigest(), hashes[name])
+    return data
+
+
+def regular(path: Path, label: Any, most: int | None = TEXT_LIMIT) -> bytes:
+    """Return a file's bytes, at most ``most``; a pipe, a device, a link out of its folder raise ArtifactError."""
+    if not os.path.lexists(path):
+        raise ArtifactError(f"{label}: missing; this is not a checkpoint folder")
+    _refuse_outside(path.parent, path)
+    try:
+        # a pipe without a writer would wait for ever
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(handle, "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ArtifactError(f"{label}: is not a regular file; fetch the checkpoint again")
+            if most is not None and found.st_size > most:
+                raise ArtifactError(f"{label}: has {found.st_size:,} bytes, at most {most:,} are read")
+            return file.read() if most is None else file.read(most)
+    except OSError as error:
+        raise ArtifactError(f"{label}: cannot be read ({error.strerror or error}); check its permissions") from None
+
+
 def parse(path: Path, label: Any) -> Any:
-    """Return a JSON file's value; duplicate keys, numbers beyond all bounds and malformed text raise ArtifactError."""
+    """Return the value of a JSON file; what ``regular`` and ``parse_text`` refuse raises ArtifactError."""
+    return parse_text(regular(path, label), label)
+
+
+def parse_text(data: bytes, label: Any) -> Any:
+    """Return the value of JSON text in UTF-8.
+
+    Duplicate keys, numbers beyond all bounds and malformed text raise ArtifactError.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
             (key, _), *_ = Counter(k for k, _ in pairs).most_common(1)
-            raise ValueError(f"the key {key!r} occurs twice")
+            raise ValueError(f"the key {key[:100]!r} occurs twice")
         return found
 
     def finite(text: str) -> float:
         value = float(text)
         if not math.isfinite(value):
-            raise ValueError(f"{text} is not allowed")
+            raise ValueError(f"{text[:40]} is not allowed")
         return value
 
     try:
-        return json.loads(
-            path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=finite, parse_float=finite
-        )
-    except FileNotFoundError:
-        raise ArtifactError(f"{label}: missing; this is not a checkpoint folder") from None
-    except (OSError, ValueError, RecursionError) as error:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=finite, parse_float=finite)
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{label}: not readable as JSON ({error}); fetch the checkpoint again") from None

@@ -89,7 +89,9 @@ class Program:
     def format_of(self, name: str) -> TensorFormat:
         """Return the format of a node's output tensor."""
         node = self.node(name)
-        return node.out if node.out is not None else self.format_of(node.inputs[0])
+        while node.out is None:
+            node = self.node(node.inputs[0])
+        return node.out
 
     def node(self, name: str) -> Node:
         """Return the node of this name."""
@@ -233,6 +235,8 @@ def assemble(program: Program, make: Any) -> fx.GraphModule:
         values[node.name] = graph.call_module(node.name, sources)
     result = values[program.nodes[-1].name]
     for name, module in make.final().items() if hasattr(make, "final") else ():
+        while any(k.partition(".")[0] == name for k in kept):  # a network may have a layer of that name
+            name += "_"
         kept[name] = module
         result = graph.call_module(name, (result,))
     graph.output(result)

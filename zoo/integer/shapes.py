@@ -18,6 +18,11 @@ def shapes(program: Program) -> dict[str, tuple[int, ...]]:
         x = torch.empty(found[node.inputs[0]], device="meta")
         if node.op == "conv2d":
             w = torch.empty(program.tensors[f"{node.name}.weight"].shape, device="meta")
+            groups = node.attrs["groups"]
+            if x.shape[1] != w.shape[1] * groups or w.shape[0] % groups:  # torch compares them with real data only
+                raise ValueError(
+                    f"{node.name}: a weight of {list(w.shape)} in {groups} groups does not take {x.shape[1]} channels"
+                )
             x = F.pad(x, tuple(node.attrs["pad"]))
             y = F.conv2d(
                 x, w, None, tuple(node.attrs["stride"]), 0, tuple(node.attrs["dilation"]), node.attrs["groups"]

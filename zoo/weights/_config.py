@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from zoo.errors import DataError
@@ -33,6 +34,9 @@ class Source:
         for name in _NEEDS[self.kind]:
             if not getattr(self, name):
                 raise ValueError(f"a source of kind {self.kind!r} needs {name!r}")
+        parts = PurePosixPath(self.path)
+        if self.kind != "hub" and self.path and (parts.is_absolute() or ".." in parts.parts):
+            raise ValueError(f"path must lie below its folder, got {self.path!r}")
         if self.url and not self.url.startswith(("https://", "http://")):
             raise ValueError(f"url must begin with https://, got {self.url!r}")
         _check_sha256(self.sha256)

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from benchmarks import reproducibility
+from evaluate import reproduce
+from evaluate.differences import causes, checkpoint_differences
+from tests.artifact.conftest import sign
+from tests.records import make_record
+from zoo.paths import results_dir
+from zoo.recipe import content_hash
+from zoo.recipe_file import read_recipe
+from zoo.results import Machine, Record, dump, read_records, write_record
+from zoo.run import resolve
+
+NAME = "resnet8_fashion_w8a8"
+
+
+@pytest.fixture
+def shipped(tmp_path: Path) -> tuple[Path, Record]:
+    """A results folder with one record and its checkpoint."""
+    shutil.copytree(results_dir() / NAME, tmp_path / "results" / NAME)
+    (record,) = read_records(tmp_path / "results")
+    return tmp_path / "results", record
+
+
+def _change(folder: Path, key: str, value: int = 1) -> None:
+    held = {k: t.clone() for k, t in load_file(folder / "model.safetensors").items()}
+    held[key].view(-1)[0] += value
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    sign(folder)
+
+
+@pytest.mark.parametrize("record", read_records(results_dir()), ids=lambda r: r.recipe)
+def test_a_record_carries_the_command_that_makes_it(record: Record) -> None:
+    words = shlex.split(record.command)
+    assert words[:3] == ["python", "-m", "zoo.run"]
+    fields, own = resolve(words[3:])
+    assert content_hash(fields) == record.recipe_sha256
+    assert own == {}
+    kept = results_dir() / record.recipe / "checkpoint" / "recipe.yaml"
+    if kept.is_file():
+        assert content_hash(read_recipe(kept)) == record.recipe_sha256
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_weights_only_holds_and_notices_what_changed(
+    shipped: tuple[Path, Record], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, record = shipped
+    row = reproduce.rescore(record, root)
+    assert (row.verdict, row.top1, row.note) == (reproduce.SAME, record.top1, ""), row.causes
+    untrue = replace(record, top1=record.top1 - 1, drop=record.drop + 1, drop_interval=(-5.0, 5.0))
+    write_record(untrue, root)
+    assert reproduce.main(["--all", "--weights-only", "--results", str(root)]) == 1
+    assert "differs" in capsys.readouterr().out
+    _change(root / NAME / "checkpoint", "fc.bias")
+    row = reproduce.rescore(record, root)
+    assert row.verdict == reproduce.DIFFERS and row.causes[0].startswith("weights ")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_recipe_that_runs_again_holds(shipped: tuple[Path, Record]) -> None:
+    root, record = shipped
+    first = reproduce.rerun(record, root)
+    assert first.holds, first
+    # another recipe than the record's: it is named
+    path = root / NAME / "checkpoint" / "recipe.yaml"
+    path.write_text(path.read_text().replace("images: 4096", "images: 1024"))
+    sign(root / NAME / "checkpoint")
+    write_record(replace(record, recipe_sha256="0" * 64), root)
+    second = reproduce.rerun(read_records(root)[0], root)
+    assert any(c.startswith("recipe 000000000000 -> ") for c in second.causes)
+    assert any(c.startswith("calibration images ") for c in second.causes)
+
+
+def test_the_tensors_that_differ_are_named(shipped: tuple[Path, Record], tmp_path: Path) -> None:
+    kept = shipped[0] / NAME / "checkpoint"
+    shutil.copytree(kept, tmp_path / "other")
+    assert checkpoint_differences(kept, tmp_path / "other") == ()
+    _change(tmp_path / "other", "fc.bias")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    config["nodes"][1]["out"]["scale"] *= 2
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    assert checkpoint_differences(kept, tmp_path / "other") == ("conv (format)", "fc.bias (1 of 10 elements)")
+    assert checkpoint_differences(tmp_path / "absent", kept) == ()
+
+
+def test_what_went_in_differently_is_named() -> None:
+    record = make_record()
+    assert causes(record, record) == ()
+    other = replace(record, seed=8, machine=Machine("a CPU", 4), versions=record.versions | {"torch": "2.9.1"})
+    assert causes(record, other) == ("seed 7 -> 8", "threads 2 -> 4", "torch 2.15.0 -> 2.9.1")
+
+
+def _done(monkeypatch: pytest.MonkeyPatch, code: int, *, error: str = "") -> None:
+    class Done:
+        returncode, stdout, stderr = code, "", error
+
+    monkeypatch.setattr(reproduce, "_child", lambda *_: Done)
+
+
+def test_verdicts(shipped: tuple[Path, Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    root, record = shipped
+
+    def run(**changes: Any) -> reproduce.Row:
+        def child(python: str, module: str, recipe: str, output: str) -> Any:
+            out = Path(output.removeprefix("output="))
+            shutil.copytree(root / NAME / "checkpoint", out / NAME / "checkpoint")
+            if "artifact_sha256" in changes:
+                _change(out / NAME / "checkpoint", "fc.bias")
+            write_record(replace(record, **changes), out)
+            return type("Done", (), {"returncode": 0})
+
+        monkeypatch.setattr(reproduce, "_child", child)
+        return reproduce.rerun(record, root)
+
+    assert run().verdict == reproduce.IDENTICAL
+    near = {"top1": record.top1 - 0.25, "drop": record.drop + 0.25, "drop_interval": (-5.0, 5.0)}
+    far = {"top1": record.top1 - 0.35, "drop": record.drop + 0.35, "drop_interval": (-5.0, 5.0)}
+    row = run(artifact_sha256="1" * 64, **near)
+    assert (row.verdict, row.tensors) == (reproduce.WITHIN, ("fc.bias (1 of 10 elements)",))
+    assert run(artifact_sha256="1" * 64, **far).verdict == reproduce.DIFFERS
+    assert run(data=replace(record.data, fingerprint="2" * 64)).verdict == reproduce.DIFFERS
+
+
+def test_what_cannot_be_run_is_said(
+    shipped: tuple[Path, Record], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = shipped
+    _done(monkeypatch, 2, error="noise\nerror: fashion: the images are missing\n")
+    for mode in ([], ["--weights-only"]):
+        assert reproduce.main([NAME, *mode, "--results", str(root)]) == 2
+        printed = capsys.readouterr().out
+        assert "not run" in printed and "fashion: the images are missing" in printed and "error:" not in printed
+    assert reproduce.main(["resnet8_fashion_w8b8", "--results", str(root)]) == 2
+    assert NAME in capsys.readouterr().err
+    _done(monkeypatch, -9)
+    assert reproduce.main([NAME, "--results", str(root)]) == 2
+    assert "killed by signal 9" in capsys.readouterr().out
+    shutil.rmtree(root / NAME / "checkpoint")
+    assert reproduce.main([NAME, "--weights-only", "--results", str(root)]) == 2
+    assert "not in this checkout" in capsys.readouterr().out
+    for arguments in ([], ["--all", NAME]):
+        with pytest.raises(SystemExit) as stopped:
+            reproduce.main(arguments)
+        assert stopped.value.code == 2
+
+
+def test_without_a_checkpoint_the_command_gives_the_recipe(shipped: tuple[Path, Record], tmp_path: Path) -> None:
+    root, record = shipped
+    kept = read_recipe(root / NAME / "checkpoint" / "recipe.yaml")
+    file, tolerance = reproduce._recorded_recipe(record, tmp_path / "absent", tmp_path, {"threads": 1})
+    assert read_recipe(Path(file)) == kept | {"threads": 1}
+    assert tolerance == kept["tolerance"]["top1"]
+
+
+def test_the_document_shows_what_was_measured() -> None:
+    rows = json.loads(reproducibility.OUT.read_text())
+    assert {r["recipe"] for r in rows} >= {"resnet8_fashion_w4a8"}
+    assert reproducibility.OUT.read_text() == dump(rows, "rows")
+    text = reproducibility.DOC.read_text(encoding="utf-8")
+    assert reproducibility.document(text, rows) == text
+    for row in rows:
+        recorded = next(r for r in read_records(results_dir()) if r.recipe == row["recipe"])
+        assert row["recorded"] == recorded.top1, "measure again: python -m benchmarks.reproducibility"
+        assert (row["verdict"] == reproduce.IDENTICAL) == (not row["tensors"] and row["top1"] == row["recorded"])
+
+
+def test_the_parent_process_needs_no_torch() -> None:
+    program = (
+        "import sys; sys.modules['torch'] = None; import evaluate.reproduce as r\n"
+        "print(len(r.choose([], r.results_dir())))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == len(read_records(results_dir()))

@@ -1,0 +1,68 @@
+"""``python -m zoo.rescore FOLDER``: measure a checkpoint's integer network again, on the images its recipe names."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from zoo.errors import ArtifactError, ZooError
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """``top1`` in percent of the ``n`` images with this fingerprint; sha256 of the weights and of the logits."""
+
+    top1: float
+    n: int
+    fingerprint: str
+    artifact_sha256: str
+    logits_sha256: str
+
+
+def rescore(folder: Path) -> Rescored:
+    """Return what the integer network of a checkpoint scores; needs the data set, but no float weights.
+
+    Raises ArtifactError for a damaged checkpoint or one without a recipe, DataError where the images are missing.
+    """
+    from zoo.artifact import checkpoint
+    from zoo.data import DataConfig, load_split
+    from zoo.evaluation import predict
+    from zoo.pipeline import configure
+    from zoo.preprocess import Preprocess
+    from zoo.recipe import Recipe
+    from zoo.recipe_file import parse_recipe
+    from zoo.resolve import build
+
+    held = checkpoint.read(folder)
+    where = str(folder / "recipe.yaml")
+    if not held.recipe:
+        raise ArtifactError(f"{where}: is missing or empty, so no data set is known; fetch the checkpoint again")
+    recipe = Recipe.parse(parse_recipe(held.recipe, where), where)
+    configure(recipe)
+    test = load_split(build(DataConfig, recipe.data, f"{where}: data"), "test", recipe.test_limit)
+    network = held.network(integer=True)
+    if len(test.classes) != held.config["num_classes"]:
+        raise ArtifactError(f"{where}: {test.name} has {len(test.classes)} classes, the network gives another number")
+    scores = predict(network, test, Preprocess.from_dict(held.config["preprocess"]), "integer")
+    return Rescored(
+        scores.top1, len(test), test.fingerprint, held.hashes["model.safetensors"], scores.logits_sha256
+    )  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    """Print the scores as one line of JSON; return 0, or 2 for what cannot be measured."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print(__doc__)
+        return 0 if arguments in (["-h"], ["--help"]) else 2
+    try:
+        print(json.dumps(vars(rescore(Path(arguments[0]))), sort_keys=True))
+    except ZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
