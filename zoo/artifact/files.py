@@ -35,7 +35,9 @@ def _slow(handle: Any) -> str:
     return digest.hexdigest()
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def write_folder(
+    folder: Path, fill: Callable[[Path], None], hint: str = "choose another place with output=DIR"
+) -> None:
     """Build a folder beside its final place with ``fill``, add the manifest, then swap it in.
 
     What killed saves left is removed. Raises ArtifactError in one line when the disk is full, when the place cannot be
@@ -70,8 +72,8 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
                 for path in temporaries:
                     shutil.rmtree(path, ignore_errors=True)
     except OSError as error:
-        raise ArtifactError(f"{folder}: cannot be written ({error.strerror or error}); free some space or choose "
-                            "another place with output=DIR") from error  # fmt: skip
+        raise ArtifactError(f"{folder}: cannot be written ({error.strerror or error}); free some space or {hint}"
+                            ) from error  # fmt: skip
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -119,7 +121,12 @@ def _verified(folder: Path, name: str, entry: Any) -> str:
         raise ArtifactError(f"{folder / MANIFEST}: entry {name!r} is not a file of this folder; do not use it")
     if not os.path.isfile(path):
         raise ArtifactError(f"{folder}: the manifest lists {name!r}, which is missing; fetch the checkpoint again")
-    if not path.resolve().is_relative_to(folder.resolve()):
+    # The client of the Hugging Face Hub keeps ``snapshots/COMMIT/NAME`` as a link to ``blobs/HASH`` beside.
+    blobs = folder.resolve().parent.parent / "blobs"
+    inside = path.resolve()
+    if not inside.is_relative_to(folder.resolve()) and not (
+        folder.resolve().parent.name == "snapshots" and inside.parent == blobs
+    ):
         raise ArtifactError(f"{path}: is a link that leaves the folder; put the file itself there")
     try:
         found = sha256(path)
