@@ -52,9 +52,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def report(done: Any) -> None:
     """Print what is released."""
-    if done.index is not None:
-        entry = done.entry
+    entry = done.entry
+    if done.new and done.index is not None:
         print(f"released {entry.repo}@{entry.tag}, commit {entry.commit}, {entry.top1:.2f} % top-1 on {entry.n} images")
+    if done.index is not None:
         print(f"index {done.index}")
 
 

@@ -166,6 +166,8 @@ def explain(error: BaseException, repo: str, revision: str, name: str, label: st
         return f"{where}: {_STATUS.get(status) or f'{label} answered {status}; try again later'}"
     if type(error).__module__.split(".")[0].startswith(("httpx", "requests", "urllib3", "httpcore")):
         return _unreachable(where, label, error)
+    if "ValueError" in kinds:  # such as a model card that the hub's own check refuses, or an answer that is no JSON
+        return f"{where}: {label} refuses or answers nonsense ({' '.join(str(error).split())[:160]}); try again later"
     if isinstance(error, OSError) and error.errno is not None:
         doing = "free some space" if error.errno in _FULL else "mend its permissions, or set HF_HOME to another place"
         return f"{error.filename or where}: cannot be written ({os.strerror(error.errno)}); {doing}"
