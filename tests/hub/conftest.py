@@ -30,6 +30,11 @@ WRITER, SECOND, READER, STRANGER = (
 NAME = "resnet8_fashion_w4a8"
 
 
+def plain_environment() -> dict[str, str]:
+    """Return the environment without what points to another hub, cache or token."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("ZOO_", "HF_"))}
+
+
 @dataclass
 class Server:
     """The test hub from outside."""
@@ -105,7 +110,9 @@ class User:
 
     def process(self, *words: str, **more: str) -> Done:
         """Run any command in a process of its own."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("ZOO_", "HF_"))} | self.environment(**more)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("ZOO_", "HF_"))} | self.environment(
+            **more
+        )
         done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
         self.seen.append(done.stdout + done.stderr)
         return Done(done.returncode, done.stdout, done.stderr)
@@ -135,7 +142,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def driver() -> Iterator[subprocess.Popen[str]]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("ZOO_", "HF_"))} | {"OMP_NUM_THREADS": "1"}
+    environment = plain_environment() | {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.hub.driver"], cwd=ROOT, env=environment, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, text=True,
@@ -179,4 +186,3 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         found[version] = tmp_path_factory.mktemp(version) / NAME
         checkpoint.save(found[version], read.program, read.config, recipe=read.recipe, metrics=metrics, card="x")
     return found
-

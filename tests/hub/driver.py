@@ -1,7 +1,7 @@
 """Run our command lines in forked children of a process that has torch loaded: a scenario takes no five seconds.
 
 Reads a JSON request a line: ``{module, arguments, environment, kill, file_limit}``; answers ``{rc, out, err}``. The
-client of the hub is imported in the child, so that it sees the child's environment, as in a process of its own.
+hub's client reads its environment when it is imported, so the child reads the client's constants anew.
 ``kill`` is the moment of a kill -9: before (even) or after (odd) the n-th call that sends a request or renames a file.
 Waiting between the client's retries is left out.
 """
@@ -20,8 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, constants
+
 import zoo.hub.publish
 import zoo.loading
+import zoo.pipeline
 import zoo.run  # noqa: F401
 
 MODULES = ("zoo.publish", "zoo.pull", "zoo.run", "tests.hub.load")
@@ -55,8 +58,8 @@ def watch(moment: int) -> None:
 
 def child(request: dict[str, Any]) -> int:
     os.environ.update(request["environment"])
-    if request.get("impatient", True):
-        time.sleep = lambda _: None
+    importlib.reload(constants)
+    time.sleep = lambda _: None
     if request.get("file_limit"):
         # a write beyond it fails as on a full disk; standard output and error are files too
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
@@ -91,6 +94,6 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    assert "huggingface_hub" not in sys.modules, "the child must import it in its own environment"
+    assert HfApi().endpoint  # what the client loads late is loaded here
     for line in sys.stdin:
         print(json.dumps(serve(json.loads(line))), flush=True)

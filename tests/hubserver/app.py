@@ -38,6 +38,7 @@ class Hub:
     def __init__(self) -> None:
         self.store, self.faults, self.port = Store(), Faults(), 0
         self.signatures: dict[str, str] = {}
+        self.waiting: list[asyncio.Event] = []
         self.routes: list[tuple[str, re.Pattern[str], Handler]] = [
             (method, re.compile(pattern + r"\Z"), handler)
             for method, pattern, handler in (
@@ -52,13 +53,15 @@ class Hub:
                 ("POST", f"/api/models/{_ID}/tag/(?P<revision>[^/]+)", self.tag),
                 ("GET", f"/api/models/{_ID}/tree/(?P<revision>[^/]+)", self.tree),
                 ("POST", f"/api/models/{_ID}/paths-info/(?P<revision>[^/]+)", self.paths_info),
-                ("POST", rf"/(?P<repo>[\w.-]+/[\w.-]+?)\.git/info/lfs/objects/batch", self.batch),
+                ("POST", r"/(?P<repo>[\w.-]+/[\w.-]+?)\.git/info/lfs/objects/batch", self.batch),
                 ("PUT", r"/_store/(?P<sha256>\w+)", self.put),
                 ("GET", r"/_store/(?P<sha256>\w+)", self.get),
                 ("GET", rf"/{_ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", self.resolve),
                 ("HEAD", rf"/{_ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", self.resolve),
                 ("POST", "/_test/faults", self.set_faults),
                 ("POST", "/_test/put", self.set_file),
+                ("GET", "/_test/waiting", self.get_waiting),
+                ("POST", "/_test/go", self.let_go),
                 ("GET", "/_test/log", self.get_log),
                 ("GET", "/_test/repos", self.get_repos),
             )
@@ -88,6 +91,9 @@ class Hub:
     async def answer(self, request: Request, raw: str, line: str) -> Response:
         if delay := self.faults.strike(line, ("delay",)):
             await asyncio.sleep(delay["seconds"])
+        if self.faults.strike(line, ("wait",)):
+            self.waiting.append(asyncio.Event())
+            await self.waiting[-1].wait()
         if rule := self.faults.strike(line, ("status",)):
             return JSONResponse({"error": "as asked for"}, rule["status"], rule.get("headers"))
         found = ((h, m) for method, pattern, h in self.routes if method == request.method and (m := pattern.match(raw)))
@@ -301,6 +307,14 @@ class Hub:
                 files[name] = Blob(content, lfs_by_name(name, len(content)))
                 self.store.objects[files[name].sha256] = content
         return JSONResponse({"oid": repo.add(files)})
+
+    async def get_waiting(self, request: Request) -> Response:
+        return JSONResponse(sum(not event.is_set() for event in self.waiting))
+
+    async def let_go(self, request: Request) -> Response:
+        for event in self.waiting:
+            event.set()
+        return JSONResponse({})
 
     async def get_log(self, request: Request) -> Response:
         return JSONResponse(self.faults.log)

@@ -1,8 +1,9 @@
 """Faults on demand, and the log of requests.
 
 A fault is ``{match, kind, times, ...}``: ``match`` is a regular expression for ``METHOD PATH``, it strikes ``times``
-matching requests after ``skip`` others. Kinds: ``status`` (answers ``status``), ``cut`` (the body ends after ``bytes``),
-``flip`` (one bit of the body's byte ``at``), ``delay`` (``seconds``), ``lost`` (does what was asked, answers 500).
+matching requests after ``skip`` others. Kinds: ``status`` (answers it), ``cut`` (the body ends after ``bytes``),
+``flip`` (one bit of the body's byte ``at``), ``delay`` (``seconds``), ``lost`` (does what was asked, answers 500),
+``wait`` (until the test says go).
 """
 
 from __future__ import annotations

@@ -91,10 +91,17 @@ class Remote:
         with self._plain(repo):
             return {tag.name: tag.target_commit for tag in self.api.list_repo_refs(repo).tags}
 
-    def download(self, repo: str, commit: str, name: str, *, again: bool = False, cache: Path | None = None) -> Path:
-        """Return the path in the client's cache; a file that is there at this commit costs no request."""
+    def download(
+        self, repo: str, commit: str, name: str, *, again: bool = False, cache: Path | None = None, local: bool = False
+    ) -> Path:
+        """Return the path in the client's cache; a file that is there at this commit costs no request.
+
+        ``local`` asks for what is in the cache and sends no request at all.
+        """
         with self._plain(repo, commit, name):
-            return Path(self.api.hf_hub_download(repo, name, revision=commit, force_download=again, cache_dir=cache))
+            return Path(self.api.hf_hub_download(
+                repo, name, revision=commit, force_download=again, cache_dir=cache, local_files_only=local
+            ))  # fmt: skip
 
     def create(self, repo: str, *, private: bool) -> None:
         """Create the model repository; that it exists is fine."""
