@@ -153,10 +153,18 @@ def driver() -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
+@pytest.fixture(scope="session")
+def decoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoded images, which need not be decoded for every publication."""
+    return tmp_path_factory.mktemp("decoded")
+
+
 @pytest.fixture
-def user(server: Server, driver: subprocess.Popen[str], tmp_path: Path) -> Iterator[User]:
+def user(server: Server, driver: subprocess.Popen[str], decoded: Path, tmp_path: Path) -> Iterator[User]:
     server.fault()
     person = User(server, tmp_path, driver)
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "data").symlink_to(decoded)
     yield person
     server.fault()
     shown = "".join(person.seen) + "".join(

@@ -20,12 +20,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi, constants
 
+import zoo
 import zoo.hub.publish
 import zoo.loading
 import zoo.pipeline
-import zoo.run  # noqa: F401
+import zoo.run
 
 MODULES = ("zoo.publish", "zoo.pull", "zoo.run", "tests.hub.load")
 
@@ -94,6 +96,8 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    assert HfApi().endpoint  # what the client loads late is loaded here
+    # what is loaded late is loaded here; one thread, as more do not survive a fork
+    torch.set_num_threads(1)
+    assert HfApi().endpoint and zoo.load("resnet8_fashion_w4a8", integer=True).labels
     for line in sys.stdin:
         print(json.dumps(serve(json.loads(line))), flush=True)

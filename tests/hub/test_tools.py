@@ -66,7 +66,7 @@ def test_the_card_is_valid_for_the_hub(user: User, server: Server, small: dict[s
     assert fields["datasets"] == ["zalando-datasets/fashion_mnist"]
     (result,) = fields["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == round(metrics["top1"], 4)
-    assert result["source"]["url"].endswith("/org/card") and 'zoo.load("org/card@v1"' in text
+    assert 'zoo.load("org/card@v1"' in text
     from huggingface_hub import ModelCard
 
     assert ModelCard(text).data.eval_results[0].metric_value == result["metrics"][0]["value"]

@@ -185,11 +185,12 @@ class Hub:
         return JSONResponse({"files": modes})
 
     async def batch(self, request: Request, repo: str) -> Response:
-        self.repo(request, repo, write=True)
+        found = self.repo(request, repo, write=True)
+        held = {blob.sha256 for files in found.commits.values() for blob in files.values()}
         objects = []
         for wanted in (await request.json())["objects"]:
             entry = {"oid": wanted["oid"], "size": wanted["size"]}
-            if wanted["oid"] not in self.store.objects:
+            if wanted["oid"] not in held:
                 href = f"{self.url}/_store/{wanted['oid']}?sig={self.sign(wanted['oid'])}"
                 entry["actions"] = {"upload": {"href": href}}
             objects.append(entry)

@@ -29,7 +29,6 @@ class Published:
 
     repo: str
     tag: str
-    url: str = ""
     datasets: tuple[str, ...] = ()
     base_model: str = ""
     timm_top1: float | None = None
@@ -115,8 +114,6 @@ def _front_matter(r: Mapping[str, Any], config: Mapping[str, Any], hub: Publishe
         f"    - {{type: accuracy, name: top-1 (%), value: {r['top1']:.4f}, "
         f"args: {{n: {data['n']}, seeds: [{r['seed']}]}}}}",
     ]
-    if hub and hub.url:
-        lines.append(f"    source: {{name: {_q(_LIBRARY + ' record')}, url: {_q(hub.url)}}}")
     return "---\n" + "\n".join(lines) + "\n---"
 
 

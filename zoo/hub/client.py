@@ -23,6 +23,10 @@ _STATUS = {
 }
 
 
+class _Passing(HubError):
+    """The hub had a fault of its own (5xx), which may be over at the next try."""
+
+
 class Hub(Protocol):
     """What publishing and fetching need of a hub; every refusal is a HubError."""
 
@@ -98,10 +102,17 @@ class Remote:
 
         ``local`` asks for what is in the cache and sends no request at all.
         """
-        with self._plain(repo, commit, name):
-            return Path(self.api.hf_hub_download(
-                repo, name, revision=commit, force_download=again, cache_dir=cache, local_files_only=local
-            ))  # fmt: skip
+
+        def ask() -> Path:
+            with self._plain(repo, commit, name):
+                return Path(self.api.hf_hub_download(
+                    repo, name, revision=commit, force_download=again, cache_dir=cache, local_files_only=local
+                ))  # fmt: skip
+
+        try:
+            return ask()
+        except _Passing:  # the client retries where it asks for a file's size, not where it asks for its content
+            return ask()
 
     def create(self, repo: str, *, private: bool) -> None:
         """Create the model repository; that it exists is fine."""
@@ -137,7 +148,7 @@ class Remote:
             text = explain(error, repo, revision, name, self.label)
             if text is None:
                 raise
-            raise HubError(text) from None
+            raise (_Passing if (_status(error) or 0) >= 500 else HubError)(text) from None
         finally:
             logger.setLevel(level)
 
@@ -149,7 +160,7 @@ def explain(error: BaseException, repo: str, revision: str, name: str, label: st
     hold addresses with signatures.
     """
     kinds = {c.__name__ for c in type(error).__mro__}
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status(error)
     where = repo + (f"@{revision[:12]}" if revision else "")
     if "GatedRepoError" in kinds:
         return f"{repo}: access must be asked for on {label}; do so there, and set HF_TOKEN"
@@ -181,6 +192,11 @@ def explain(error: BaseException, repo: str, revision: str, name: str, label: st
     if isinstance(error, (OSError, RuntimeError)) and error.__cause__ is not None:
         return explain(error.__cause__, repo, revision, name, label)
     return f"{where}: the transfer failed ({type(error).__name__}); try again" if isinstance(error, OSError) else None
+
+
+def _status(error: BaseException) -> int | None:
+    found = getattr(getattr(error, "response", None), "status_code", None)
+    return found if isinstance(found, int) else None
 
 
 def _offline() -> bool:

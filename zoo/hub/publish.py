@@ -221,7 +221,7 @@ def _facts(address: Address, recipe: Recipe, read: Checkpoint, timm_top1: float 
     if not read.config["license"] or read.config["license"] == "unknown":
         raise ModelError(f"{recipe.name}: the licence of the float parent is not stated; set model.license")
     return {
-        "repo": address.repo, "url": "" if address.root else f"https://huggingface.co/{address.repo}",
+        "repo": address.repo,
         "datasets": tuple(hub_id for prefix, hub_id in _DATASETS.items() if name.startswith(prefix)),
         "base_model": str(sources[0]["repo_id"]) if sources else "", "timm_top1": timm_top1,
     }  # fmt: skip
