@@ -86,6 +86,13 @@ def test_another_content_is_the_next_version_and_the_old_one_stays(
     assert server.repo("org/next") == repo
 
 
+def test_a_repository_of_another_kind_is_left_alone(user: User, server: Server, small: dict[str, Path]) -> None:
+    server.put("org/bert", config__json=b"{}", README__md=b"a language model")
+    before = server.repo("org/bert")
+    assert "another kind" in publish(user, small["first"], "org/bert").line
+    assert server.repo("org/bert") == before
+
+
 def test_a_dry_run_sends_nothing(user: User, server: Server, small: dict[str, Path]) -> None:
     done = publish(user, small["first"], "org/dry", "dry_run=true")
     assert done.rc == 0 and "model.safetensors" in done.out and "nothing was sent" in done.out, done.err

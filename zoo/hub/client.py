@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zoo.errors import HubError, ZooError
+from zoo.hub.refusals import Missing, Passing, Unreachable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STATUS = {
@@ -21,10 +22,6 @@ _STATUS = {
     413: "the file is too large for this hub",
     429: "the hub asks for a pause (too many requests); try again in some minutes",
 }
-
-
-class _Passing(HubError):
-    """The hub had a fault of its own (5xx), which may be over at the next try."""
 
 
 class Hub(Protocol):
@@ -111,7 +108,7 @@ class Remote:
 
         try:
             return ask()
-        except _Passing:  # the client retries where it asks for a file's size, not where it asks for its content
+        except Passing:  # the client retries where it asks for a file's size, not where it asks for its content
             return ask()
 
     def create(self, repo: str, *, private: bool) -> None:
@@ -145,58 +142,65 @@ class Remote:
         except ZooError:
             raise
         except Exception as error:
-            text = explain(error, repo, revision, name, self.label)
-            if text is None:
+            refusal = explain(error, repo, revision, name, self.label)
+            if refusal is None:
                 raise
-            raise (_Passing if (_status(error) or 0) >= 500 else HubError)(text) from None
+            raise refusal from None
         finally:
             logger.setLevel(level)
 
 
-def explain(error: BaseException, repo: str, revision: str, name: str, label: str) -> str | None:
-    """Return one line for an error of the client, None for one that is not its.
+def explain(error: BaseException, repo: str, revision: str, name: str, label: str) -> HubError | None:
+    """Return the one-line refusal for an error of the client, None for one that is not its.
 
     By the names of the classes, which differ between versions of the client. Its own texts are not passed on: they
     hold addresses with signatures.
     """
     kinds = {c.__name__ for c in type(error).__mro__}
-    status = _status(error)
     where = repo + (f"@{revision[:12]}" if revision else "")
     if "GatedRepoError" in kinds:
-        return f"{repo}: access must be asked for on {label}; do so there, and set HF_TOKEN"
+        return HubError(f"{repo}: access must be asked for on {label}; do so there, and set HF_TOKEN")
     if "RepositoryNotFoundError" in kinds:
-        return f"{repo}: no such repository on {label}, or a private one; check the name, or set HF_TOKEN"
+        return HubError(f"{repo}: no such repository on {label}, or a private one; check the name, or set HF_TOKEN")
     if "RevisionNotFoundError" in kinds:
-        return f"{repo}: no version {revision!r} on {label}; look there for its tags, or leave the @ out"
+        return HubError(f"{repo}: no version {revision!r} on {label}; look there for its tags, or leave the @ out")
     if "LocalEntryNotFoundError" in kinds and error.__cause__ is not None and not _offline():
         return explain(error.__cause__, repo, revision, name, label) or _unreachable(where, label, error.__cause__)
     if "LocalEntryNotFoundError" in kinds or "OfflineModeIsEnabled" in kinds:
-        if _offline():
-            return f"{where}: offline (HF_HUB_OFFLINE) and not in the cache; go online once: python -m zoo.pull {repo}"
-        return _unreachable(where, label, error)
+        if not _offline():
+            return _unreachable(where, label, error)
+        once = f"go online once: python -m zoo.pull {repo}"
+        return Unreachable(f"{where}: offline (HF_HUB_OFFLINE) and not in the cache; {once}")
     if "EntryNotFoundError" in kinds:
-        return f"{where}: has no file {name or 'of this name'!r}; it is no checkpoint of this package, choose another"
+        return Missing(f"{where}: has no file {name or 'of this name'!r}; it is no checkpoint of this package, choose "
+                       "another")  # fmt: skip
     if "LocalTokenNotFoundError" in kinds:
-        return "no token; set HF_TOKEN, or log in with: hf auth login"
+        return HubError("no token; set HF_TOKEN, or log in with: hf auth login")
     if "HFValidationError" in kinds:
-        return f"{repo!r}: is no name of a repository; write org/name"
-    if status is not None:
-        return f"{where}: {_STATUS.get(status) or f'{label} answered {status}; try again later'}"
+        return HubError(f"{repo!r}: is no name of a repository; write org/name")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int):
+        text = _STATUS.get(status) or f"{label} answered {status}; try again later"
+        return (Passing if status >= 500 else HubError)(f"{where}: {text}")
     if type(error).__module__.split(".")[0].startswith(("httpx", "requests", "urllib3", "httpcore")):
         return _unreachable(where, label, error)
+    return _other(error, kinds, where, label, (repo, revision, name))
+
+
+def _other(
+    error: BaseException, kinds: set[str], where: str, label: str, asked: tuple[str, str, str]
+) -> HubError | None:
     if "ValueError" in kinds:  # such as a model card that the hub's own check refuses, or an answer that is no JSON
-        return f"{where}: {label} refuses or answers nonsense ({' '.join(str(error).split())[:160]}); try again later"
+        said = " ".join(str(error).split())[:160]
+        return HubError(f"{where}: {label} refuses or answers nonsense ({said}); try again later")
     if isinstance(error, OSError) and error.errno is not None:
         doing = "free some space" if error.errno in _FULL else "mend its permissions, or set HF_HOME to another place"
-        return f"{error.filename or where}: cannot be written ({os.strerror(error.errno)}); {doing}"
+        return HubError(f"{error.filename or where}: cannot be written ({os.strerror(error.errno)}); {doing}")
     if isinstance(error, (OSError, RuntimeError)) and error.__cause__ is not None:
-        return explain(error.__cause__, repo, revision, name, label)
-    return f"{where}: the transfer failed ({type(error).__name__}); try again" if isinstance(error, OSError) else None
-
-
-def _status(error: BaseException) -> int | None:
-    found = getattr(getattr(error, "response", None), "status_code", None)
-    return found if isinstance(found, int) else None
+        return explain(error.__cause__, *asked, label)
+    if isinstance(error, OSError):
+        return HubError(f"{where}: the transfer failed ({type(error).__name__}); try again")
+    return None
 
 
 def _offline() -> bool:
@@ -205,6 +209,6 @@ def _offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _unreachable(where: str, label: str, error: BaseException) -> str:
+def _unreachable(where: str, label: str, error: BaseException) -> HubError:
     kind = "it did not answer in time" if "Timeout" in type(error).__name__ else type(error).__name__
-    return f"{where}: {label} cannot be reached ({kind}); go online, or set HF_ENDPOINT to a mirror"
+    return Unreachable(f"{where}: {label} cannot be reached ({kind}); go online, or set HF_ENDPOINT to a mirror")

@@ -23,6 +23,7 @@ from zoo.hub.client import Hub, Remote
 from zoo.hub.folder import Folder
 from zoo.hub.index import Entry, File
 from zoo.hub.names import TAG, Address, is_commit, parse
+from zoo.hub.refusals import Altered, Missing, Unreachable
 from zoo.progress import bar
 from zoo.results import write_text
 
@@ -86,8 +87,8 @@ def _commit(address: Address, place: Path, entry: Entry | None) -> tuple[str, Hu
         return noted, hub  # tags of this kind never move
     try:
         commit = hub.resolve(address.repo, revision)
-    except HubError as error:
-        if is_commit(noted) and (place / noted).is_dir() and ("offline" in str(error) or "reached" in str(error)):
+    except Unreachable:
+        if is_commit(noted) and (place / noted).is_dir():
             return noted, hub
         raise
     if not is_commit(commit):
@@ -114,7 +115,7 @@ def _download(hub: Hub, repo: str, commit: str, folder: Path, entry: Entry | Non
     manifest = _manifest(hub, repo, commit, entry, where)
     try:
         paths = _all(hub, repo, commit, manifest)
-    except HubError:
+    except (Altered, Missing):
         # without an index nothing but its own files vouches for a manifest: it may be what was altered on the way
         again = manifest if entry else manifest_files(hub.download(repo, commit, files.MANIFEST, again=True), where)
         if again == manifest:
@@ -198,7 +199,7 @@ def fetch_file(hub: Hub, repo: str, commit: str, name: str, file: File, cache: P
     path = hub.download(repo, commit, name, again=True, cache=cache)
     found = _sha256(path)
     if found != file.sha256:
-        raise HubError(f"{repo}@{commit[:12]}: {name}: sha256 is {found[:12]}, expected {file.sha256[:12]}, twice; the "
+        raise Altered(f"{repo}@{commit[:12]}: {name}: sha256 is {found[:12]}, expected {file.sha256[:12]}, twice; the "
                        "file was altered: tell its publisher")  # fmt: skip
     return path
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from zoo.errors import HubError
 from zoo.hub.names import is_commit
+from zoo.hub.refusals import Missing
 
 
 class Folder:
@@ -64,7 +65,7 @@ class Folder:
             raise HubError(f"{repo}: no commit {commit[:12]} in {self.label}; publish it there")
         path = versions[commit] / "files" / name
         if not path.is_file():
-            raise HubError(f"{repo}@{commit[:12]}: has no file {name!r}; it is no checkpoint, publish it again")
+            raise Missing(f"{repo}@{commit[:12]}: has no file {name!r}; it is no checkpoint, publish it again")
         return path
 
     def create(self, repo: str, *, private: bool) -> None:

@@ -24,6 +24,7 @@ from zoo.hub.dequantize import write_timm
 from zoo.hub.fetch import check_published, manifest_files, open_hub
 from zoo.hub.index import Entry, File
 from zoo.hub.names import TAG, Address, parse
+from zoo.hub.refusals import Altered, Missing
 from zoo.hub.rescore import check_accuracy, images_of, recipe_of, top1
 from zoo.recipe import Recipe
 from zoo.results import dump
@@ -115,6 +116,8 @@ def _commit(hub: Hub, repo: str, tag: str, folder: Path, wanted: Mapping[str, Fi
     before = _listed(hub, repo, parent) if parent else {}
     if before == _manifests(wanted) and _arrived(hub, repo, parent, wanted):
         return parent
+    if parent and not before and _has(hub, repo, parent, "config.json"):
+        raise HubError(f"{repo}: holds another kind of model, which would be lost; choose another repository")
     delete = sorted(set(before) - set(wanted))
     return hub.commit(repo, {name: folder / name for name in wanted}, delete, parent, f"{tag}: {len(wanted)} files")
 
@@ -130,21 +133,25 @@ def _listed(hub: Hub, repo: str, commit: str) -> dict[str, str]:
         prefix = manifest.removesuffix(files.MANIFEST)
         try:
             listed = manifest_files(hub.download(repo, commit, manifest), f"{repo}@{commit[:12]}")
-        except HubError as error:
-            if "has no file" in str(error):
-                continue
-            raise
+        except Missing:
+            continue
         found |= {prefix + name: file.sha256 for name, file in listed.items()}
     return found
+
+
+def _has(hub: Hub, repo: str, commit: str, name: str) -> bool:
+    try:
+        hub.download(repo, commit, name)
+    except Missing:
+        return False
+    return True
 
 
 def _arrived(hub: Hub, repo: str, commit: str, wanted: Mapping[str, File]) -> bool:
     try:
         check_published(hub, repo, commit, wanted)
-    except HubError as error:
-        if "sha256" in str(error) or "has no file" in str(error):
-            return False
-        raise
+    except (Altered, Missing):
+        return False
     return True
 
 
