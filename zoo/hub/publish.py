@@ -33,6 +33,7 @@ _DATASETS = {
     "cifar10": "uoft-cs/cifar10", "imagenet": "ILSVRC/imagenet-1k", "fashion-mnist": "zalando-datasets/fashion_mnist",
 }  # fmt: skip
 _OF_A_MACHINE = re.compile(r"(?<![\w.:/])(?:/(?:home|root|Users|tmp|mnt|media|srv|data|work|var)/|[A-Z]:\\|~/)\S*")
+_LOSS = 1.0  # points of accuracy: more says that the network in timm is another one
 _OWN_WORDS = re.compile(r" (?:output|hub\.\w+)=\S+")
 
 
@@ -178,6 +179,10 @@ class _Draft:
                 self.timm = scratch / "timm"
                 net = write_timm(self.timm, recipe, self.read)
                 timm_top1 = top1(net, images, self.read.network().preprocess, f"score {self.name} in timm")
+                if timm_top1 < self.metrics["top1"] - _LOSS:
+                    raise HubError(f"{self.name}: in timm it scores {timm_top1:.2f} %, in integers "
+                                   f"{self.metrics['top1']:.2f} %: its steps rely on ranges that timm does not have; "
+                                   "leave timm=true out")  # fmt: skip
         except KeyError as error:
             raise ArtifactError(f"{source / 'metrics.json'}: field {error} is missing; run the recipe again") from None
         self.card = _facts(address, recipe, self.read, timm_top1)
