@@ -34,6 +34,10 @@ class ArtifactError(ZooError):
     """A checkpoint folder is incomplete, altered, or of an unknown format version."""
 
 
+class HubError(ZooError):
+    """A hub cannot be reached, refuses, lacks what was asked for, or sends something else."""
+
+
 def suggest(name: str, choices: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'? (known: ...)"`` for an unknown name."""
     known = sorted(choices)

@@ -9,6 +9,7 @@ from typing import Any
 
 from zoo import resolve
 from zoo.errors import RecipeError, ZooError
+from zoo.hub import index
 from zoo.paths import recipes_dir, results_dir
 from zoo.results import read_records
 
@@ -65,6 +66,7 @@ def _block(title: str, items: Mapping[str, str]) -> str:
 
 
 def _checkpoints(root: Path) -> str:
+    published = {name: f"{entry.repo}@{entry.tag}" for name, entry in index.read().items()}
     header = ("name", "bits", "top-1", "float", "size", "images", "arithmetic", "file")
     rows = [
         (
@@ -76,7 +78,9 @@ def _checkpoints(root: Path) -> str:
             f"{r.data.name}, {r.data.n:,}",
             r.semantics,
             # Large checkpoints are not kept in git: the recipe makes them, byte for byte.
-            "here" if (root / r.recipe / "checkpoint" / "manifest.json").is_file() else "run the recipe",
+            "here"
+            if (root / r.recipe / "checkpoint" / "manifest.json").is_file()
+            else published.get(r.recipe) or "run the recipe",
         )
         for r in read_records(root)
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,11 @@ from zoo.artifact.checkpoint import Network
 from zoo.artifact.codec import encode
 from zoo.context import Images
 from zoo.errors import ArtifactError, DataError, GraphError, RecipeError, suggest
+from zoo.hub import index
+from zoo.hub.fetch import pull
+from zoo.hub.names import is_address
 from zoo.integer.shapes import shapes
-from zoo.paths import results_dir
+from zoo.paths import local_checkpoint
 from zoo.preprocess import Preprocess
 from zoo.recipe import Recipe, Step
 from zoo.steps.calibrate import MINIMUM
@@ -26,17 +28,17 @@ from zoo.steps.calibrate import MINIMUM
 
 def load_network(name_or_path: str | Path, *, integer: bool) -> Network:
     """Find, verify and build; see ``zoo.load``."""
-    text = str(name_or_path)
-    shipped = results_dir() / text / "checkpoint"
-    # os.path.isdir is False, and never an error, for names that no file can have
-    if isinstance(name_or_path, str) and "/" not in text and os.path.isdir(shipped):
-        folder = shipped
-    elif os.path.isdir(text):
-        folder = Path(text)
-        folder = folder / "checkpoint" if os.path.isdir(folder / "checkpoint") else folder
-    else:
-        raise ArtifactError(f"{text!r}: no such checkpoint or folder{suggest(text, list_checkpoints())}")
+    folder = local_checkpoint(name_or_path)
+    if folder is None:
+        folder = _published(str(name_or_path))
     return checkpoint.read(folder).network(integer=integer)
+
+
+def _published(name: str) -> Path:
+    known = index.read()
+    if name in known or is_address(name):
+        return pull(name).folder
+    raise ArtifactError(f"{name!r}: no such checkpoint or folder{suggest(name, {*list_checkpoints(), *known})}")
 
 
 def quantize_network(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -22,3 +23,15 @@ def recipes_dir() -> Path:
 def results_dir() -> Path:
     """Return the folder of the shipped records and checkpoints, ``<recipe>/...``; it may not exist."""
     return _folder("results")
+
+
+def local_checkpoint(name_or_path: str | Path) -> Path | None:
+    """Return the folder of a shipped checkpoint, or the one at this path; None where there is neither."""
+    text = str(name_or_path)
+    shipped = results_dir() / text / "checkpoint"
+    # os.path.isdir is False, and never an error, for names that no file can have
+    if isinstance(name_or_path, str) and "/" not in text and os.path.isdir(shipped):
+        return shipped
+    if not os.path.isdir(text):
+        return None
+    return Path(text) / "checkpoint" if os.path.isdir(Path(text) / "checkpoint") else Path(text)

@@ -25,6 +25,8 @@ usage: python -m zoo.run recipe=NAME [field=value ...]
   model=NAME data=NAME quant=NAME   swap a whole group
   output=DIR             where to write (default: results/ of a checkout, ./results otherwise)
   check=true             resolve and print the recipe, run nothing
+  hub.publish=true hub.repo=org/name   publish the checkpoint afterwards; further: hub.tag hub.dry_run hub.private
+                         hub.timm, as python -m zoo.publish --help says
   -h, --help             this text
 
   {example}
@@ -47,23 +49,47 @@ def main(arguments: list[str]) -> int:
         from zoo.pipeline import run
         from zoo.training import ends_in_float, train_float
 
+        hub = _hub(own)
         output = Path(own["output"]) if "output" in own else None
         # where it was written to is no part of what was computed
-        told = [a for a in arguments if a.partition("=")[0] not in _OWN]
+        told = [a for a in arguments if a.partition("=")[0] not in _OWN and not a.startswith("hub.")]
         command = shlex.join(["python", "-m", "zoo.run", *told])
+        if ends_in_float(fields) and hub is not None:
+            raise RecipeError("hub.publish: only integer networks are published; this recipe ends with a float one")
         if ends_in_float(fields):
             trained = train_float(fields, output=output, command=command)
             print(f"{fields['name']}: {trained.top1:.2f} % top-1 on {trained.n} images, float\nweights {trained.path}")
             return 0
         done = run(fields, output=output, command=command)
+        report(done)
+        if hub is not None:
+            from zoo.hub.publish import publish
+            from zoo.publish import report as report_release
+
+            report_release(publish(done.folder, hub))
     except ZooError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
-    report(done)
     return 0
+
+
+def _hub(own: dict[str, str]) -> Any:
+    """Return where to publish, None if nowhere; asks the hub who we are, so that no long run is in vain."""
+    given = {key.removeprefix("hub."): value for key, value in own.items() if key.startswith("hub.")}
+    wanted = given.pop("publish", "false")
+    if wanted not in ("true", "false"):
+        raise RecipeError(f"hub.publish: expected true or false, got {wanted!r}")
+    if wanted == "false":
+        return None
+    from zoo.hub import options
+    from zoo.hub.publish import Options, check_access
+
+    chosen = options.typed(Options, given, "hub")
+    check_access(chosen)
+    return chosen
 
 
 def report(done: Any) -> None:
@@ -98,7 +124,7 @@ def resolve(arguments: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
         key, _, value = argument.partition("=")
         if not value or not key:
             raise RecipeError(f"{argument!r}: expected field=value; try python -m zoo.run --help")
-        if key in _OWN:
+        if key in _OWN or key.startswith("hub."):
             own[key] = value
         elif key == "recipe" and value.endswith(".yaml"):
             file = Path(value)

@@ -109,27 +109,42 @@ def test_one_name_at_two_publishers(publisher: Publisher) -> None:
 def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def download(repo_id: str, filename: str, *, revision: str, local_files_only: bool) -> str:
+    def download(_: Any, repo_id: str, filename: str, *, revision: str, local_files_only: bool, **more: Any) -> str:
         asked.append((repo_id, filename, revision, local_files_only))
+        if not (tmp_path / "model.safetensors").exists():
+            (tmp_path / "model.safetensors").write_bytes(save(state(1)))
         return str(tmp_path / "model.safetensors")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "hf_hub_download", download)
     (tmp_path / "model.safetensors").write_bytes(save(state()))
     config = model(HUB, tensors_sha256=tensors_sha256(state()))
     for offline in (False, True):
         tensors, record = load_weights(config, offline=offline)
         assert same(tensors) and record["source"] == "someone/net"
     assert asked == [("someone/net", "model.safetensors", "main", offline) for offline in (False, True)]
+    # wrong tensors are dropped from the client's cache and asked for once more, then refused
     (tmp_path / "model.safetensors").write_bytes(save(state(1)))
+    asked.clear()
     with pytest.raises(ModelError, match="other weights than the recipe was made for"):
         load_weights(config)
+    assert [local for *_, local in asked] == [False, True, False]
+
+
+def test_a_hub_file_altered_on_the_way_is_fetched_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(_: Any, repo_id: str, filename: str, *, force_download: bool, **more: Any) -> str:
+        (tmp_path / filename).write_bytes(save(state(0 if force_download else 1)))
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "hf_hub_download", download)
+    source = Source("hub", sha256(save(state())), "model.safetensors", repo_id="someone/net", revision="main")
+    assert same(load_weights(model(source))[0])
 
 
 def test_sources_are_tried_in_order(mirror: Path, publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> str:
         raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "hf_hub_download", refuse)
     absent = Source("url", url=f"{publisher.address}/absent.safetensors")
     config = model(HUB, absent, mirrored(mirror), tensors_sha256=tensors_sha256(state()))
     assert load_weights(config)[1]["source"] == "mirror:weights/net.safetensors"
@@ -138,7 +153,7 @@ def test_sources_are_tried_in_order(mirror: Path, publisher: Publisher, monkeypa
     with pytest.raises(ModelError) as caught:
         load_weights(config)
     message = str(caught.value)
-    assert message.startswith("net: no float weights: hub someone/net gave no model.safetensors (LocalEntryNotFoundErr")
+    assert message.startswith("net: no float weights: hub someone/net@main: ")
     assert "/absent.safetensors: no download (Not Found)" in message
     assert "weights/net.safetensors is absent" in message and message.endswith(
         "go online, or set ZOO_MIRROR to a folder that holds them"

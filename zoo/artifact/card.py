@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 _LIBRARY = "lowbit-zoo"
@@ -19,21 +20,38 @@ _ARITHMETIC = {
 }
 
 
+@dataclass(frozen=True)
+class Published:
+    """What the card of a published checkpoint says besides: hub ids, the version, and what ``timm/`` reaches.
+
+    ``base_model`` is the float parent's repository or "", ``timm_top1`` in percent or None where there is no ``timm/``.
+    """
+
+    repo: str
+    tag: str
+    datasets: tuple[str, ...] = ()
+    base_model: str = ""
+    timm_top1: float | None = None
+
+
 def render_card(
-    record_fields: Mapping[str, Any], config: Mapping[str, Any], files: Mapping[str, str] | None = None
-) -> str:
+    record_fields: Mapping[str, Any], config: Mapping[str, Any], files: Mapping[str, str] | None = None,
+    hub: Published | None = None,
+) -> str:  # fmt: skip
     """Return the card's text.
 
     ``record_fields`` is ``Record.to_dict()``. Of ``config`` are read, all but ``nodes`` optional: ``nodes`` (each with
     ``name``, ``op``, ``inputs``, ``out.bits``, ``weight.bits``), ``preprocess``, ``license``, ``datasets`` (hub ids).
-    ``files`` maps further file names to their sha256. The same arguments give the same bytes.
+    ``files`` maps further file names to their sha256. ``hub`` adds what only a published checkpoint has. The same
+    arguments give the same bytes.
     """
     r = record_fields
     parts = [
-        _front_matter(r, config),
+        _front_matter(r, config, hub),
         f"# {r['recipe']}\n\n{r['model']} with {_words(r['bits'])}, made by the recipe `{r['recipe']}` of {_LIBRARY}.",
         _accuracy(r),
-        _load(r),
+        _load(f"{hub.repo}@{hub.tag}" if hub else r["recipe"]),
+        *([_timm(r, hub)] if hub else []),
         "## What is quantized\n\n" + _quantized(r, config),
         "## Size\n\n"
         f"`model.safetensors`: {r['weights_bytes']:,} bytes, {r['float_bytes'] / r['weights_bytes']:.2f} times smaller "
@@ -66,19 +84,23 @@ def render_unmeasured(config: Mapping[str, Any], *, recipe: str, images: int, pr
     ]) + "\n"  # fmt: skip
 
 
-def _front_matter(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def _front_matter(r: Mapping[str, Any], config: Mapping[str, Any], hub: Published | None) -> str:
     nodes = config["nodes"]
     widths = sorted({n["weight"]["bits"] for n in nodes if n.get("weight")})
     steps = [_step_name(s) for s in r["steps"]]
     learned = [s for s in steps if s in _LEARNED]
     tags = [*(f"int{b}" for b in widths), r["bits"].lower(), "qat" if "train" in steps else "ptq", *learned]
     data = r["data"]
-    lines = [f"license: {_q(config.get('license', 'apache-2.0'))}", f"library_name: {_LIBRARY}"]
+    # the hub knows licences by their identifier in lower case
+    licence = str(config.get("license", "apache-2.0"))
+    lines = [f"license: {_q(licence.lower() if hub else licence)}", f"library_name: {_LIBRARY}"]
     lines += ["pipeline_tag: image-classification", f"tags: {_list([*dict.fromkeys(tags), 'quantized'])}"]
-    if config.get("datasets"):
-        lines.append(f"datasets: {_list(config['datasets'])}")
-    if _HUB_ID.match(r["parent"]["source"]):
-        lines.append(f"base_model: {_list([r['parent']['source']])}")
+    datasets = (hub.datasets if hub else ()) or config.get("datasets")
+    if datasets:
+        lines.append(f"datasets: {_list(datasets)}")
+    base = (hub.base_model if hub else "") or r["parent"]["source"]
+    if _HUB_ID.match(base):
+        lines.append(f"base_model: {_list([base])}")
     lines += [
         "base_model_relation: quantized",
         "metrics: [accuracy]",
@@ -110,11 +132,23 @@ def _accuracy(r: Mapping[str, Any]) -> str:
     )
 
 
-def _load(r: Mapping[str, Any]) -> str:
+def _load(name: str) -> str:
     return (
         "## Load\n\n```python\nimport zoo\n\n"
-        f'net = zoo.load("{r["recipe"]}", integer=True)  # or the path of this folder\n'
+        f'net = zoo.load("{name}", integer=True)  # or the path of this folder\n'
         "logits = net(net.preprocess(image)[None])  # a PIL image or a uint8 array [H, W, C]\n```"
+    )
+
+
+def _timm(r: Mapping[str, Any], hub: Published) -> str:
+    refused = "## With timm\n\nPlain timm refuses this repository, whose weights are packed codes."
+    if hub.timm_top1 is None:
+        return refused
+    return (
+        f"{refused} The folder `timm/` holds the same weights multiplied out to float, without the quantization of the "
+        f"activations: {hub.timm_top1:.2f} % top-1 on the {r['data']['n']:,} images above.\n\n```sh\n"
+        f'hf download {hub.repo} --revision {hub.tag} --include "timm/*" --local-dir {r["recipe"]}\n```\n\n'
+        f'```python\nnet = timm.create_model("local-dir:{r["recipe"]}/timm", pretrained=True)\n```'
     )
 
 

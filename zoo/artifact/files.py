@@ -39,7 +39,9 @@ def _slow(handle: Any) -> str:
     return digest.hexdigest()
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def write_folder(
+    folder: Path, fill: Callable[[Path], None], hint: str = "choose another place with output=DIR"
+) -> None:
     """Build a folder beside its final place with ``fill``, add the manifest, then swap it in.
 
     What killed saves left is removed. Raises ArtifactError in one line when the disk is full, when the place cannot be
@@ -74,8 +76,8 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
                 for path in temporaries:
                     shutil.rmtree(path, ignore_errors=True)
     except OSError as error:
-        raise ArtifactError(f"{folder}: cannot be written ({error.strerror or error}); free some space or choose "
-                            "another place with output=DIR") from error  # fmt: skip
+        raise ArtifactError(f"{folder}: cannot be written ({error.strerror or error}); free some space or {hint}"
+                            ) from error  # fmt: skip
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -146,7 +148,10 @@ def _compare(path: Path, found: str, wanted: Any) -> None:
 
 def _refuse_outside(folder: Path, path: Path) -> None:
     # realpath gives a loop of links as a path, where resolve raises
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+    inside, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    # the client of the Hugging Face Hub keeps ``snapshots/COMMIT/NAME`` as a link to ``blobs/HASH`` beside
+    kept = root.parent.name == "snapshots" and inside.parent == root.parent.parent / "blobs"
+    if not inside.is_relative_to(root) and not kept:
         raise ArtifactError(f"{path}: is a link that leaves the folder; put the file itself there")
 
 

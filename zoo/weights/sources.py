@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import importlib.util
@@ -12,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.errors import DataError, ModelError
+from zoo.errors import DataError, HubError, ModelError
 from zoo.weights._config import Source
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def fetch(source: Source, *, offline: bool = False) -> bytes:
         return _from_url(source, offline)
     path = _from_hub(source, offline) if source.kind == "hub" else _from_folder(source)
     data = _read(path)
+    if source.kind == "hub" and source.sha256 and hashlib.sha256(data).hexdigest() != source.sha256 and not offline:
+        data = _read(_from_hub(source, offline, again=True))
     _check(source, data, f"{path}")
     return data
 
@@ -59,6 +62,11 @@ def keep(source: Source, data: bytes) -> None:
 
 def forget(source: Source) -> bool:
     """Drop a cached download that only its content can verify; False where there is none, or its own sha256 did."""
+    if source.kind == "hub" and not source.sha256:
+        with contextlib.suppress(Unavailable, OSError):
+            # the client's name for it is a link to the content
+            _from_hub(source, offline=True).resolve().unlink()
+            return True
     if source.kind != "url" or source.sha256 or not _cached(source).is_file():
         return False
     _cached(source).unlink(missing_ok=True)
@@ -126,13 +134,13 @@ def _from_url(source: Source, offline: bool) -> bytes:
     return data
 
 
-def _from_hub(source: Source, offline: bool) -> Path:
-    from huggingface_hub import hf_hub_download
+def _from_hub(source: Source, offline: bool, again: bool = False) -> Path:
+    from zoo.hub.client import Remote
 
     try:
-        return Path(hf_hub_download(source.repo_id, source.path, revision=source.revision, local_files_only=offline))
-    except Exception as error:  # the client's errors differ between its versions; each means: not from here
-        raise Unavailable(f"hub {source.repo_id} gave no {source.path} ({type(error).__name__})") from None
+        return Remote().download(source.repo_id, source.revision, source.path, again=again, local=offline)
+    except HubError as error:
+        raise Unavailable(f"hub {error}") from None
 
 
 def _cached(source: Source) -> Path:

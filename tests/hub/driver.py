@@ -1,0 +1,103 @@
+"""Run our command lines in forked children of a process that has torch loaded: a scenario takes no five seconds.
+
+Reads a JSON request a line: ``{module, arguments, environment, kill, file_limit}``; answers ``{rc, out, err}``. The
+hub's client reads its environment when it is imported, so the child reads the client's constants anew.
+``kill`` is the moment of a kill -9: before (even) or after (odd) the n-th call that sends a request or renames a file.
+Waiting between the client's retries is left out.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, constants
+
+import zoo
+import zoo.hub.publish
+import zoo.loading
+import zoo.pipeline
+import zoo.run
+
+MODULES = ("zoo.publish", "zoo.pull", "zoo.run", "tests.hub.load")
+
+
+def watch(moment: int) -> None:
+    """End the process with a kill before call ``moment / 2``, or after it where ``moment`` is odd."""
+    import httpx2
+
+    calls = 0
+
+    def replace(owner: Any, name: str) -> None:
+        real: Callable[..., Any] = getattr(owner, name)
+
+        def call(*args: Any, **more: Any) -> Any:
+            nonlocal calls
+            mine, calls = calls, calls + 1
+            if mine == moment // 2 and moment % 2 == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                return real(*args, **more)
+            finally:
+                if mine == moment // 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(owner, name, call)
+
+    for owner, name in ((httpx2.Client, "send"), (os, "replace"), (os, "rename")):
+        replace(owner, name)
+
+
+def child(request: dict[str, Any]) -> int:
+    os.environ.update(request["environment"])
+    importlib.reload(constants)
+    time.sleep = lambda _: None
+    if request.get("file_limit"):
+        # a write beyond it fails as on a full disk; standard output and error are files too
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
+    if request.get("kill") is not None:
+        watch(request["kill"])
+    assert request["module"] in MODULES
+    main = importlib.import_module(request["module"]).main
+    return int(main(request["arguments"]))
+
+
+def serve(request: dict[str, Any]) -> dict[str, Any]:
+    """Run one request in a child and say how it ended."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out, err = Path(scratch, "out"), Path(scratch, "err")
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                for path, number in ((out, 1), (err, 2)):
+                    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+                code = child(request)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        status = os.waitpid(pid, 0)[1]
+        return {"rc": os.waitstatus_to_exitcode(status), "out": out.read_text(), "err": err.read_text()}
+
+
+if __name__ == "__main__":
+    # what is loaded late is loaded here; one thread, as more do not survive a fork
+    torch.set_num_threads(1)
+    assert HfApi().endpoint and zoo.load("resnet8_fashion_w4a8", integer=True).labels
+    for line in sys.stdin:
+        print(json.dumps(serve(json.loads(line))), flush=True)

@@ -1,0 +1,121 @@
+"""A folder as hub: the same layout and checks, without a server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.hub.conftest import NAME, Server, User
+from zoo.artifact import files
+from zoo.errors import HubError
+from zoo.hub.folder import Folder
+from zoo.hub.names import is_address, parse
+
+PUBLISH, PULL, LOAD = "zoo.publish", "zoo.pull", "tests.hub.load"
+
+
+def test_publish_pull_and_load(user: User, server: Server, small: dict[str, Path], tmp_path: Path) -> None:
+    share = f"file://{tmp_path}/share"
+    for version in ("first", "second", "second"):
+        done = user.run(PUBLISH, str(small[version]), f"repo={share}/org/net")
+        assert done.rc == 0, done.err
+    hub = Folder(tmp_path / "share")
+    tags = hub.tags("org/net")
+    assert set(tags) == {"v1", "v2"} and hub.head("org/net") == tags["v2"]
+    (user.home / "index.json").unlink()
+    for tag, version in (("v1", "first"), ("v2", "second")):
+        wanted = user.run(LOAD, str(small[version])).out
+        assert user.run(LOAD, f"{share}/org/net@{tag}").out == wanted
+        assert user.run(LOAD, f"org/net@{tag}", ZOO_HUB=share).out == wanted
+    assert "never move" in user.run(PUBLISH, str(small["first"]), f"repo={share}/org/net", "tag=v2").line
+    assert "it has v1, v2" in user.run(PULL, f"{share}/org/net@v3").line
+    assert "no such repository" in user.run(PULL, f"{share}/org/other").line
+    assert server.log() == []
+
+
+def test_a_file_altered_on_the_share_is_refused(user: User, small: dict[str, Path], tmp_path: Path) -> None:
+    share = f"file://{tmp_path}/share"
+    assert user.run(PUBLISH, str(small["first"]), f"repo={share}/org/net").rc == 0
+    (path,) = (tmp_path / "share").rglob("model.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    (user.home / "index.json").unlink()
+    assert "sha256" in user.run(PULL, f"{share}/org/net@v1").line
+
+
+def test_a_share_serves_what_the_index_knows_from_the_hub(
+    user: User, server: Server, small: dict[str, Path], tmp_path: Path
+) -> None:
+    assert user.run(PUBLISH, str(small["first"]), "repo=org/mirrored").rc == 0
+    fields = json.loads((user.home / "index.json").read_text())
+    fields["checkpoints"] = {"by_index": fields["checkpoints"][NAME]}
+    share = f"file://{tmp_path}/share"
+    assert user.run(PUBLISH, str(small["first"]), f"repo={share}/org/mirrored").rc == 0
+    (user.home / "index.json").write_text(json.dumps(fields))
+    server.fault()
+    done = user.cold().run(PULL, "by_index", ZOO_HUB=share)
+    assert done.rc == 0 and server.log() == [], done.err
+    fields["checkpoints"]["by_index"]["files"]["manifest.json"]["sha256"] = "0" * 64
+    (user.home / "index.json").write_text(json.dumps(fields))
+    assert "sha256" in user.cold().run(PULL, "by_index", ZOO_HUB=share).line
+
+
+def test_of_two_commits_on_one_parent_one_wins(tmp_path: Path) -> None:
+    hub, source = Folder(tmp_path / "share"), tmp_path / "file"
+    source.write_text("1")
+    hub.create("org/net", private=False)
+    first = hub.commit("org/net", {"a": source, "b/c": source}, [], "", "one")
+    second = hub.commit("org/net", {"d": source}, ["a"], first, "two")
+    with pytest.raises(HubError, match="meanwhile"):
+        hub.commit("org/net", {"e": source}, [], first, "three")
+    hub.tag("org/net", "v1", second)
+    with pytest.raises(HubError, match="exists already"):
+        hub.tag("org/net", "v1", first)
+    assert hub.resolve("org/net", "main") == hub.resolve("org/net", "v1") == second
+    held = hub.download("org/net", second, "d").parent
+    assert sorted(p.relative_to(held).as_posix() for p in held.rglob("*") if p.is_file()) == ["b/c", "d"]
+    assert hub.download("org/net", first, "a").read_text() == "1"
+    assert not list((tmp_path / "share").rglob(".new.*"))
+
+
+def test_a_share_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "share").write_text("a file")
+    with pytest.raises(HubError, match="cannot be used"):
+        Folder(tmp_path / "share").create("org/net", private=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["name", "a/b/c", "/abs/olute", "../x", "org/../x", "org/na--me", "org/n@", "org/n@../x", "org/-x", "org/x.git",
+     "file://host/share/org/n", "file:///n", "https://example.org/org/n", "org/n\n", "o" * 60 + "/" + "n" * 60, ""],
+)  # fmt: skip
+def test_what_is_no_address(text: str) -> None:
+    assert not is_address(text)
+    with pytest.raises(HubError):
+        parse(text)
+
+
+def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ZOO_HUB", raising=False)
+    assert parse("org/a.b-c_d").revision == "main" and parse("org/n@dev/x").revision == "dev/x"
+    assert parse("file:///a%20b/c/org/n@v2").root == Path("/a b/c")
+    monkeypatch.setenv("ZOO_HUB", "file:///share")
+    assert parse("org/n").root == Path("/share")
+
+
+def test_the_clients_own_cache_can_be_loaded(small: dict[str, Path], tmp_path: Path) -> None:
+    """``snapshots/COMMIT/NAME`` are links to ``blobs/HASH`` beside; links elsewhere stay refused."""
+    repo = tmp_path / "models--org--net"
+    snapshot = repo / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repo / "blobs").mkdir()
+    for path in small["first"].iterdir():
+        (repo / "blobs" / files.sha256(path)).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(Path("../../blobs") / files.sha256(path))
+    assert "config.json" in files.verify(snapshot)
+    (tmp_path / "elsewhere").write_bytes((snapshot / "config.json").read_bytes())
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Exception, match="leaves the folder"):
+        files.verify(snapshot)

@@ -1,0 +1,1 @@
+"""A small hub for tests: the routes of the Hugging Face Hub that its client needs, with faults on demand."""

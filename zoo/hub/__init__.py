@@ -1,0 +1,1 @@
+"""Publish checkpoints and fetch them again, through the Hugging Face Hub or a shared folder."""

@@ -1,0 +1,239 @@
+"""Publish a checkpoint: load it back and score it again, one commit, verify what arrived, then a tag that never moves.
+
+Whatever breaks off before the tag leaves no release, and the same command again completes it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.artifact import checkpoint, files
+from zoo.artifact.card import Published, render_card
+from zoo.artifact.checkpoint import Checkpoint
+from zoo.errors import ArtifactError, HubError, ModelError
+from zoo.hub import index
+from zoo.hub.client import Hub
+from zoo.hub.dequantize import write_timm
+from zoo.hub.fetch import check_published, manifest_files, open_hub
+from zoo.hub.index import Entry, File
+from zoo.hub.names import TAG, Address, parse
+from zoo.hub.refusals import Altered, Missing
+from zoo.hub.rescore import check_accuracy, images_of, recipe_of, top1
+from zoo.recipe import Recipe
+from zoo.results import dump
+
+_DATASETS = {
+    "cifar10": "uoft-cs/cifar10", "imagenet": "ILSVRC/imagenet-1k", "fashion-mnist": "zalando-datasets/fashion_mnist",
+}  # fmt: skip
+_OF_A_MACHINE = re.compile(r"(?<![\w.:/])(?:/(?:home|root|Users|tmp|mnt|media|srv|data|work|var)/|[A-Z]:\\|~/)\S*")
+_LOSS = 1.0  # points of accuracy: more says that the network in timm is another one
+_OWN_WORDS = re.compile(r" (?:output|hub\.\w+)=\S+")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where to publish: ``repo`` an address without version; ``tag`` v1, v2 ... (default: the next free one).
+
+    ``dry_run`` does everything but write, ``private`` is for a new repository, ``timm`` adds the float weights.
+    """
+
+    repo: str
+    tag: str = ""
+    dry_run: bool = False
+    private: bool = False
+    timm: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse an address with a version, and a tag of another form."""
+        if "@" in self.repo:
+            raise ValueError(f"repo must have no version, got {self.repo!r}; use tag=v1")
+        if self.tag and not TAG.match(self.tag):
+            raise ValueError(f"tag must be v1, v2 ..., got {self.tag!r}")
+
+
+@dataclass(frozen=True)
+class Released:
+    """What is published: ``new`` is False if it had been before; ``index`` is the file that says so."""
+
+    name: str
+    entry: Entry
+    new: bool
+    index: Path | None
+
+
+def check_access(options: Options) -> Address:
+    """Return the address if the hub answers and knows who we are; HubError otherwise. Before a long run."""
+    address = parse(options.repo)
+    open_hub(address).user()
+    return address
+
+
+def publish(source: Path, options: Options, say: Callable[[str], None] = print) -> Released:
+    """Publish a checkpoint folder and put it into the index.
+
+    Raises ArtifactError for a folder that is altered, unmeasured, or scores otherwise than its record says; HubError
+    when the hub cannot be reached or refuses, when someone publishes at the same time, when the tag exists with another
+    content, and when the hub gives back other bytes than were sent.
+    """
+    address = check_access(options)
+    hub, repo = open_hub(address), address.repo
+    with tempfile.TemporaryDirectory(prefix="zoo-publish-") as scratch:
+        draft = _Draft(source, Path(scratch), options, address)
+        parent = hub.head(repo)
+        tags = hub.tags(repo) if parent is not None else {}
+        numbers = [int(tag[1:]) for tag in tags if TAG.match(tag)]
+        last, following = f"v{max(numbers, default=0)}", f"v{max(numbers, default=0) + 1}"
+        tag = options.tag or (last if last in tags and draft.published(hub, last, tags[last]) else following)
+        if tag in tags:
+            if not draft.published(hub, tag, tags[tag]):
+                raise HubError(f"{repo}@{tag}: exists with another content, and versions never move; leave tag= out")
+            say(f"{repo}@{tag}: this content is published already, commit {tags[tag]}")
+            return draft.release(tag, tags[tag], new=False, dry=options.dry_run)
+        folder, wanted = draft.build(tag)
+        say(f"{repo}@{tag}: {len(wanted)} files, {sum(f.size for f in wanted.values()):,} bytes, on top of "
+            f"{(parent or 'nothing')[:12]}, at {hub.label}")  # fmt: skip
+        if options.dry_run:
+            say("\n".join(f"  {file.size:>12,}  {file.sha256[:12]}  {name}" for name, file in sorted(wanted.items())))
+            say("dry run: nothing was sent")
+            return draft.release(tag, parent or "", new=True, dry=True)
+        if parent is None:
+            hub.create(repo, private=options.private)
+            parent = hub.head(repo)
+        commit = _commit(hub, repo, tag, folder, wanted, parent or "")
+        check_published(hub, repo, commit, wanted)
+        hub.tag(repo, tag, commit)
+        return draft.release(tag, commit, new=True, dry=False)
+
+
+def _commit(hub: Hub, repo: str, tag: str, folder: Path, wanted: Mapping[str, File], parent: str) -> str:
+    """Return the commit that holds exactly these files, made now or by a run that broke off after it."""
+    before = _listed(hub, repo, parent) if parent else {}
+    if before == _manifests(wanted) and _arrived(hub, repo, parent, wanted):
+        return parent
+    if parent and not before and _has(hub, repo, parent, "config.json"):
+        raise HubError(f"{repo}: holds another kind of model, which would be lost; choose another repository")
+    delete = sorted(set(before) - set(wanted))
+    return hub.commit(repo, {name: folder / name for name in wanted}, delete, parent, f"{tag}: {len(wanted)} files")
+
+
+def _manifests(wanted: Mapping[str, File]) -> dict[str, str]:
+    return {name: file.sha256 for name, file in wanted.items() if Path(name).name != files.MANIFEST}
+
+
+def _listed(hub: Hub, repo: str, commit: str) -> dict[str, str]:
+    """Return the files of the checkpoint at a commit with their sha256; none where it holds no checkpoint."""
+    found: dict[str, str] = {}
+    for manifest in (files.MANIFEST, f"timm/{files.MANIFEST}"):
+        prefix = manifest.removesuffix(files.MANIFEST)
+        try:
+            listed = manifest_files(hub.download(repo, commit, manifest), f"{repo}@{commit[:12]}")
+        except Missing:
+            continue
+        found |= {prefix + name: file.sha256 for name, file in listed.items()}
+    return found
+
+
+def _has(hub: Hub, repo: str, commit: str, name: str) -> bool:
+    try:
+        hub.download(repo, commit, name)
+    except Missing:
+        return False
+    return True
+
+
+def _arrived(hub: Hub, repo: str, commit: str, wanted: Mapping[str, File]) -> bool:
+    try:
+        check_published(hub, repo, commit, wanted)
+    except (Altered, Missing):
+        return False
+    return True
+
+
+class _Draft:
+    """A checkpoint that was loaded back and scored again, ready to be written for one tag or another."""
+
+    def __init__(self, source: Path, scratch: Path, options: Options, address: Address) -> None:
+        self.source, self.scratch, self.address = source, scratch, address
+        self.read = checkpoint.read(source)
+        self.name = str(self.read.config["name"])
+        if not self.read.metrics:
+            raise ArtifactError(f"{source}: its accuracy was never measured; make it with python -m zoo.run")
+        recipe = recipe_of(self.read, source)
+        self.metrics = self.read.metrics | {"command": _OWN_WORDS.sub("", str(self.read.metrics.get("command", "")))}
+        if found := _OF_A_MACHINE.search(self.read.recipe + json.dumps(self.metrics, ensure_ascii=False)):
+            raise ArtifactError(f"{source}: names a path of this machine, {found[0][:60]!r}; run the recipe with a "
+                                "$VARIABLE in its place")  # fmt: skip
+        try:
+            images = images_of(recipe, self.read)
+            check_accuracy(self.read, images)
+            self.timm: Path | None = None
+            timm_top1 = None
+            if options.timm:
+                self.timm = scratch / "timm"
+                net = write_timm(self.timm, recipe, self.read)
+                timm_top1 = top1(net, images, self.read.network().preprocess, f"score {self.name} in timm")
+                if timm_top1 < self.metrics["top1"] - _LOSS:
+                    raise HubError(f"{self.name}: in timm it scores {timm_top1:.2f} %, in integers "
+                                   f"{self.metrics['top1']:.2f} %: its steps rely on ranges that timm does not have; "
+                                   "leave timm=true out")  # fmt: skip
+        except KeyError as error:
+            raise ArtifactError(f"{source / 'metrics.json'}: field {error} is missing; run the recipe again") from None
+        self.card = _facts(address, recipe, self.read, timm_top1)
+
+    def build(self, tag: str) -> tuple[Path, dict[str, File]]:
+        """Write the files for a tag and return their folder and their hashes; the same content gives the same bytes."""
+        folder = self.scratch / tag
+        if not folder.is_dir():
+            card = render_card(self.metrics, self.read.config, self._hashes(), Published(tag=tag, **self.card))
+
+            def fill(temporary: Path) -> None:
+                for name in ("model.safetensors", "config.json", "recipe.yaml"):
+                    shutil.copyfile(self.source / name, temporary / name)
+                (temporary / "metrics.json").write_text(dump(self.metrics, "metrics.json", indent=1), encoding="utf-8")
+                (temporary / "README.md").write_text(card, encoding="utf-8")
+
+            files.write_folder(folder, fill, "set TMPDIR to another place")
+            if self.timm is not None:
+                shutil.copytree(self.timm, folder / "timm")
+        found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+        return folder, {name: File(files.sha256(path), path.stat().st_size) for name, path in found.items()}
+
+    def _hashes(self) -> dict[str, str]:
+        return {name: self.read.hashes[name] for name in ("config.json", "recipe.yaml")}
+
+    def published(self, hub: Hub, tag: str, commit: str) -> bool:
+        """Tell whether a tag holds this very content."""
+        wanted = self.build(tag)[1]
+        before = _listed(hub, self.address.repo, commit)
+        return before == _manifests(wanted) and _arrived(hub, self.address.repo, commit, wanted)
+
+    def release(self, tag: str, commit: str, *, new: bool, dry: bool) -> Released:
+        """Put the release into the index, where the index is ours to write."""
+        data = self.metrics["data"]
+        entry = Entry(
+            self.address.repo, tag, commit, dict(sorted(self.build(tag)[1].items())), self.metrics["bits"],
+            self.metrics["semantics"], data["name"], data["n"], self.metrics["top1"], self.metrics["float_top1"],
+            self.metrics["weights_bytes"],
+        )  # fmt: skip
+        path = None if dry else index.add(self.name, entry, index.writable_path())
+        return Released(self.name, entry, new, path)
+
+
+def _facts(address: Address, recipe: Recipe, read: Checkpoint, timm_top1: float | None) -> dict[str, Any]:
+    name = str(read.metrics["data"]["name"])
+    weights = recipe.model.get("weights") or {}
+    sources = [s for s in weights.get("sources", ()) if s.get("kind") == "hub"]
+    if not read.config["license"] or read.config["license"] == "unknown":
+        raise ModelError(f"{recipe.name}: the licence of the float parent is not stated; set model.license")
+    return {
+        "repo": address.repo,
+        "datasets": tuple(hub_id for prefix, hub_id in _DATASETS.items() if name.startswith(prefix)),
+        "base_model": str(sources[0]["repo_id"]) if sources else "", "timm_top1": timm_top1,
+    }  # fmt: skip

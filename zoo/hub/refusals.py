@@ -1,0 +1,21 @@
+"""The refusals of a hub that callers tell apart; each is a HubError."""
+
+from __future__ import annotations
+
+from zoo.errors import HubError
+
+
+class Missing(HubError):
+    """The commit has no such file."""
+
+
+class Unreachable(HubError):
+    """No answer, or none was asked for: the cache is all there is."""
+
+
+class Passing(HubError):
+    """The hub had a fault of its own (5xx), which may be over at the next try."""
+
+
+class Altered(HubError):
+    """A file arrived with another sha256, twice."""

@@ -1,0 +1,82 @@
+"""``python -m zoo.pull NAME...``: fetch published checkpoints, every file's hash checked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zoo.errors import RecipeError, ZooError, suggest
+
+HELP = """\
+Fetch published checkpoints into the cache; every file's hash is checked, and what is there already costs no request.
+
+usage: python -m zoo.pull NAME... [output=DIR]
+
+  NAME          a name of the index, org/name, org/name@v1 or file:///FOLDER/org/name
+  output=DIR    copy each checkpoint to DIR/NAME besides
+  -h, --help    this text
+
+  ZOO_HUB=file:///FOLDER   take org/name from this folder      ZOO_INDEX=FILE    an index of your own
+  HF_ENDPOINT=URL          a mirror                            HF_TOKEN=...      for private repositories
+  HF_HUB_OFFLINE=1         the cache only                      ZOO_CACHE=DIR     where the cache is
+
+  in the index: {names}
+"""
+
+
+@dataclass(frozen=True)
+class _Options:
+    output: str = ""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code: 0 done, 2 a refusal that the one-line message explains."""
+    from zoo.hub import index, options
+
+    try:
+        known = index.read()
+        if not arguments or {"-h", "--help"} & set(arguments):
+            print(HELP.format(names=", ".join(known) or "none yet"))
+            return 0
+        names, given = options.split(arguments)
+        chosen = options.typed(_Options, given, "pull")
+        if not names:
+            raise RecipeError(f"pull: name a checkpoint{suggest('', known)}")
+        for name in names:
+            print(_pull(name, chosen.output))
+    except ZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: what was fetched whole is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _pull(name: str, output: str) -> str:
+    from zoo import list_checkpoints
+    from zoo.artifact import files
+    from zoo.hub import index
+    from zoo.hub.fetch import keep, pull
+    from zoo.hub.names import is_address
+    from zoo.paths import local_checkpoint
+
+    known = index.read()
+    shipped = local_checkpoint(name) if "/" not in name else None
+    if shipped is not None:
+        folder, hashes, text = shipped, files.verify(shipped), "comes with the package"
+    elif name in known or is_address(name):
+        got = pull(name)
+        folder, hashes, text = got.folder, got.hashes, f"{got.repo} at commit {got.commit}"
+    else:
+        raise RecipeError(f"{name!r}: no such checkpoint{suggest(name, {*known, *list_checkpoints()})}")
+    if output:
+        folder = keep(folder, Path(output) / name.rpartition("/")[2].partition("@")[0], hashes)
+    size = sum((folder / file).stat().st_size for file in hashes)
+    return f"{name}: {text}, {len(hashes)} files, {size / 1000:,.1f} kB, every hash right\n{folder}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
