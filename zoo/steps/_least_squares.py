@@ -175,7 +175,9 @@ class _Sums:
         """Return the Cholesky factor of the damped Hessian, and what the damping adds to the moment."""
         hessian = self.hessian
         diagonal = hessian.diagonal(dim1=1, dim2=2)
-        ridge = (damping * diagonal.mean(1, keepdim=True)).clamp(min=1e-12)
+        # products were summed in float32: where a channel hardly varies, the difference of large moments is but error
+        least = 1e-6 * self.xx.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) / self.count
+        ridge = torch.maximum(damping * diagonal.mean(1, keepdim=True), least).clamp(min=1e-12)
         diagonal.add_(ridge)
         return torch.linalg.cholesky(hessian), ridge[:, :, None] * weight.transpose(1, 2)
 
