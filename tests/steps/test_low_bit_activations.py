@@ -12,6 +12,7 @@ from tests.networks import config, images
 from tests.steps.test_steps import apply, error
 from zoo.context import Context, Images
 from zoo.errors import QuantError
+from zoo.graph import ops
 from zoo.graph.trace import trace
 from zoo.quant.layers import QConv2d, QLinear
 from zoo.quant.quantizer import Quantizer
@@ -196,3 +197,18 @@ def test_damping_is_what_serves_images_not_fitted() -> None:
 
     fixed = [error(d) for d in (1e-3, 1e-2, 1e-1, 1.0, 10.0)]
     assert error(None) < 1.1 * min(fixed) and error(None) < 0.9 * max(fixed)
+
+
+def test_channels_that_never_vary_have_a_solution() -> None:
+    torch.manual_seed(0)
+    out = Quantizer(Format(bits=8, symmetric=False), signed=False)
+    out.set_range(torch.tensor(-1.0), torch.tensor(1.0))
+    module = QConv2d(
+        ops.Conv2d(4, 4, (3, 3), pad=(0, 0, 0, 0), groups=4), Format(bits=4, granularity="per_channel"), out
+    )
+    x = torch.randn(64, 4, 8, 8)
+    x[:, 1], x[:, 2] = 300.0 + 1e-4 * torch.randn(64, 8, 8), 0.0
+    visit = Visit("layer", module, list(x.split(16)), module, list(x.split(16)))
+    found = quadratic(visit, 2048, None, torch.Generator().manual_seed(0))
+    assert bool(torch.isfinite(found.best).all())
+    assert float((found.best[0] - module.weight[0].flatten()).abs().max()) < 1e-2
