@@ -46,7 +46,7 @@ class ChangeBits:
                 node.weight_quantizer = self._changed(node.weight_quantizer)
                 found += 1
         if not found:
-            raise RecipeError(f"change_bits: no tensor has {self.old} bits; put it after quantize and check quant.*.bits")
+            raise RecipeError(f"change_bits: no tensor has {self.old} bits; put it after quantize, check quant.*.bits")
         return net
 
     @torch.no_grad()
