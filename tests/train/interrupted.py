@@ -1,4 +1,4 @@
-"""A training that keeps a snapshot of every step and kills itself, for test_resume: ``killed.py WORK OUT [STEP]``."""
+"""A small training, and for test_resume one that kills itself: ``interrupted.py WORK STEP``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from tests.networks import config, images
@@ -45,8 +44,8 @@ def train(work: Path | None, settings: dict[str, object], count: int = 64) -> tu
     return {n: t.contiguous() for n, t in net.state_dict().items()}, ctx
 
 
-def main(work: Path, out: Path, step: int | None) -> None:
-    """Train; die before this step's snapshot is written."""
+def main(work: Path, step: int) -> None:
+    """Train with a snapshot of every step; die before this step's is written."""
     loop.SAVE_SECONDS = 0.0
     save = loop.Loop.save
 
@@ -56,9 +55,8 @@ def main(work: Path, out: Path, step: int | None) -> None:
         save(self)
 
     loop.Loop.save = fatal  # type: ignore[method-assign]
-    state, _ = train(work, SETTINGS)
-    save_file(state, out)
+    train(work, SETTINGS)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None)
+    main(Path(sys.argv[1]), int(sys.argv[2]))
