@@ -72,9 +72,10 @@ def train_float(fields: dict[str, Any], *, output: Path | None = None, command: 
     model.load_state_dict({name: trained.get(name, value) for name, value in model.state_dict().items()})
     top1 = predict(model.eval(), test, preprocess, "float").top1
     tensors = {n: t.detach().clone().contiguous() for n, t in model.state_dict().items() if t.is_floating_point()}
-    notes = {
+    content = tensors_sha256(tensors)
+    notes: dict[str, Any] = {
         "recipe": recipe.name, "recipe_sha256": content_hash(fields), "command": command, "top1": top1,
-        "start": source, "tensors_sha256": tensors_sha256(tensors), "seconds": seconds, "seed": recipe.seed,
+        "start": source, "tensors_sha256": content, "seconds": seconds, "seed": recipe.seed,
         "train": {"name": train.name, "n": len(train), "subset": train.subset, "fingerprint": train.fingerprint},
         "test": {"name": test.name, "n": len(test), "subset": test.subset, "fingerprint": test.fingerprint},
         "steps": [asdict(s) for s in recipe.steps], "log": context.log, "versions": versions(), "code": __version__,
@@ -86,4 +87,4 @@ def train_float(fields: dict[str, Any], *, output: Path | None = None, command: 
     digest = files.sha256(path)
     write_text(path.with_suffix(".json"), dump(notes | {"sha256": digest}, path, indent=1))
     remove(context.work)
-    return Trained(path, top1, len(test), digest, notes["tensors_sha256"])
+    return Trained(path, top1, len(test), digest, content)

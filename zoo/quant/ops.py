@@ -76,28 +76,23 @@ def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 class LearnedScale(torch.autograd.Function):
-    """Fake quantization with learned range, straight-through for x inside the range.
-
-    The gradient of the scale is that of LSQ (Esser et al. 2020, eq. 3), ``code - [inside] x / s``, times ``gain``; with
-    ``rounding`` off it lacks the part inside the range, which is PACT's (Choi et al. 2018, eq. 2). The gradient of the
-    zero point, where asked for, is ``-s`` outside the range (LSQ+, Bhalgat et al. 2020, eq. 7, with z = -beta / s).
-    """
+    """Fake quantization with the LSQ gradient of the scale (Esser et al. 2020, eq. 3), straight-through for x."""
 
     @staticmethod
     def forward(  # noqa: D102
         ctx: torch.autograd.function.FunctionCtx, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int,
-        axis: int | None, gain: float, rounding: bool = True,
+        axis: int | None, gain: float,
     ) -> Tensor:  # fmt: skip
         x = dense(x)
         ctx.save_for_backward(x, scale, zero_point)
-        ctx.rest = (qmin, qmax, axis, gain, rounding)  # type: ignore[attr-defined]
+        ctx.rest = (qmin, qmax, axis, gain)  # type: ignore[attr-defined]
         return fake_quantize(x, scale, zero_point, qmin, qmax, axis)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]  # noqa: D102
         x, scale, zero_point = ctx.saved_tensors
-        qmin, qmax, axis, gain, rounding = ctx.rest
-        rest = (None, None, None, None, None)
+        qmin, qmax, axis, gain = ctx.rest
+        # d y / d s = clipped integer - [inside] x / s
         if axis is not None and scale.numel() > 1:
             s, z = expand(scale, x, axis), expand(zero_point, x, axis).to(x.dtype)
             real = x / s
@@ -105,39 +100,21 @@ class LearnedScale(torch.autograd.Function):
             grad_x = grad * inside
             dims = [d for d in range(x.dim()) if d != axis]
             code = torch.clamp(torch.round(real), qmin - z, qmax - z)
-            terms = grad * code - grad_x * real if rounding else (grad - grad_x) * code
-            grad_z = -(grad - grad_x).sum(dims) * scale * gain if ctx.needs_input_grad[2] else None
-            return grad_x, terms.sum(dims) * gain, grad_z, *rest
-        grad_x, grad_s, outside = _backward_per_tensor(x, grad, scale, zero_point, ctx)
-        slope = grad_s.reshape(scale.shape) * gain if ctx.needs_input_grad[1] else None
-        shift = (-outside * scale.detach() * gain).reshape(zero_point.shape) if ctx.needs_input_grad[2] else None
-        return grad_x, slope, shift, *rest
-
-
-def _backward_per_tensor(  # type: ignore[no-untyped-def]
-    x: Tensor, grad: Tensor, scale: Tensor, zero_point: Tensor, ctx
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradient of x, and the unscaled sums for scale and zero point; one pass through the caches."""
-    qmin, qmax, _, _, rounding = ctx.rest
-    inverse, _, low, high = _scalars(scale, zero_point, qmin, qmax)
-    # empty_like keeps the memory order of x, which grad then has to share
-    grad_x = torch.empty_like(x)
-    grad = torch.empty_like(x).copy_(grad) if grad.stride() != x.stride() else grad
-    learn, shift = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
-    sums: list[Tensor] = [x.new_zeros((), dtype=torch.float32)]
-    outside: list[Tensor] = [x.new_zeros((), dtype=torch.float32)]
-    for source, g, out, real in _chunks(x, grad, grad_x):
-        torch.mul(source, inverse, out=real)
-        g32 = g.float()
-        passed = torch.ops.aten.hardtanh_backward(g32, real, low, high)
-        out.copy_(passed)
-        if learn and rounding:
-            inside = torch.dot(passed, real)
-            sums.append(torch.dot(g32, real.round_().clamp_(low, high)) - inside)
-        elif learn:
-            # clamping loses nothing where the gradient was let through: those products cancel
-            real.clamp_(low, high)
-            sums.append(torch.dot(g32, real) - torch.dot(passed, real))
-        if shift:
-            outside.append(g32.sum() - passed.sum())
-    return grad_x, torch.stack(sums).sum(), torch.stack(outside).sum()
+            grad_s = (grad * code - grad_x * real).sum(dims)
+            return grad_x, grad_s * gain, None, None, None, None, None
+        inverse, _, low, high = _scalars(scale, zero_point, qmin, qmax)
+        # empty_like keeps the memory order of x, which grad then has to share
+        grad_x = torch.empty_like(x)
+        grad = torch.empty_like(x).copy_(grad) if grad.stride() != x.stride() else grad
+        learn = ctx.needs_input_grad[1]
+        sums = []
+        for source, g, out, real in _chunks(x, grad, grad_x):
+            torch.mul(source, inverse, out=real)
+            g32 = g.float()
+            passed = torch.ops.aten.hardtanh_backward(g32, real, low, high)
+            out.copy_(passed)
+            if learn:
+                inside = torch.dot(passed, real)
+                sums.append(torch.dot(g32, real.round_().clamp_(low, high)) - inside)
+        grad_s = torch.stack(sums).sum().reshape(scale.shape) * gain if learn else None
+        return grad_x, grad_s, None, None, None, None, None

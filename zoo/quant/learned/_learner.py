@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.quant import ops
+from zoo.quant.learned._range import LearnedRange
 from zoo.quant.quantizer import Quantizer, RangeLearner, signed_scale
 
 _LEAST = 1e-3  # of the range at the start
@@ -54,7 +55,7 @@ class Learner(RangeLearner):
         limits = (quantizer.qmin, quantizer.qmax)
         if not torch.is_grad_enabled():
             return ops.fake_quantize(x, scale, zero, *limits, axis)
-        y: Tensor = ops.LearnedScale.apply(x, scale, zero, *limits, axis, self.gain(x, quantizer), self.rounding)
+        y: Tensor = LearnedRange.apply(x, scale, zero, *limits, axis, self.gain(x, quantizer), self.rounding)
         return y
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from zoo.errors import QuantError
 from zoo.quant import ops
+from zoo.quant.learned._range import LearnedRange
 from zoo.quant.quantizer import Quantizer, RangeLearner, signed_scale
 
 # (c1, c2) of ``alpha = c1 sqrt(E[w^2]) - c2 E|w|`` by bits
@@ -50,7 +51,7 @@ class Sawb(RangeLearner):
         limits = (quantizer.qmin, quantizer.qmax)
         if not torch.is_grad_enabled():
             return ops.fake_quantize(x, scale, quantizer.zero_point, *limits, axis)
-        y: Tensor = ops.LearnedScale.apply(x, scale, quantizer.zero_point, *limits, axis, 1.0)
+        y: Tensor = LearnedRange.apply(x, scale, quantizer.zero_point, *limits, axis, 1.0, True)
         return y
 
     def settle(self, quantizer: Quantizer) -> None:
