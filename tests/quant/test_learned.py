@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.errors import QuantError
 from zoo.quant.learned._sawb import Sawb
@@ -143,3 +143,25 @@ def test_a_range_stays_positive_and_settles_into_the_quantizer() -> None:
     learner.limit()
     learner.settle(q)
     assert float(q.scale.detach()) == pytest.approx(before * 1e-3)
+
+
+@pytest.mark.parametrize("kind", [Lsq, LsqPlus, Pact, Tqt])
+@pytest.mark.parametrize("shape", [(64, 8), (4, 8, 6, 6)])
+def test_batchnorm_and_range_in_one_are_the_two_in_turn(kind: type[Lsq], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    u, grad = torch.randn(shape), torch.randn(shape)
+    if len(shape) == 4:
+        u = u.contiguous(memory_format=torch.channels_last)
+    q = quantizer(symmetric=kind is not LsqPlus)
+    found = []
+    for fused in (False, True):
+        norm = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(8)
+        nn.init.uniform_(norm.weight, -1.5, 1.5, torch.Generator().manual_seed(1))
+        learner, leaf = kind(q, weight=False, relative=False), u.clone().requires_grad_()
+        y = learner.normed(leaf, norm, q) if fused else learner(norm(leaf), q)
+        assert y is not None
+        y.backward(grad)
+        grads = [leaf.grad, *(p.grad for p in (*norm.parameters(), *learner.parameters()))]
+        found.append([y.detach(), *grads, norm.running_mean, norm.running_var, norm.num_batches_tracked])
+    for two, one in zip(*found, strict=True):
+        assert torch.allclose(one, two, rtol=1e-3, atol=1e-4)

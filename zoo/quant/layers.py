@@ -92,7 +92,13 @@ class QWeighted(QNode):
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's quantized output."""
         y = self.multiply(x, self.quantized_weight())
-        return self.finish(y if self.norm is None else self.norm(y))
+        if self.norm is None:
+            return self.finish(y)
+        if self.out.learner is not None and self.nudge is None and (self.act is None or self._clamps()):
+            normed = self.out.learner.normed(y, self.norm, self.out)
+            if normed is not None:
+                return normed
+        return self.finish(self.norm(y))
 
     def quantized_weight(self) -> Tensor:
         """Return the fake-quantized weight (through the learned rounding while one is being learned)."""

@@ -30,6 +30,10 @@ class RangeLearner(nn.Module):
         """Return the scale [1] or [channels]."""
         raise NotImplementedError
 
+    def normed(self, u: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d, quantizer: Quantizer) -> Tensor | None:
+        """Return what ``self(norm(u))`` would be; None unless one operation does both."""
+        return None
+
     def limit(self) -> None:
         """Keep the range positive; called after each step of the optimizer."""
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.quant import ops
+from zoo.quant.learned._normed import NormedRange, fits
 from zoo.quant.learned._range import LearnedRange
 from zoo.quant.quantizer import Quantizer, RangeLearner, signed_scale
 
@@ -56,6 +57,18 @@ class Learner(RangeLearner):
         if not torch.is_grad_enabled():
             return ops.fake_quantize(x, scale, zero, *limits, axis)
         y: Tensor = LearnedRange.apply(x, scale, zero, *limits, axis, self.gain(x, quantizer), self.rounding)
+        return y
+
+    def normed(self, u: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d, quantizer: Quantizer) -> Tensor | None:
+        """Return ``self(norm(u))`` in one operation; None where there is none for it."""
+        if not torch.is_grad_enabled() or not fits(u, norm):
+            return None
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
+        y: Tensor = NormedRange.apply(
+            u, norm.weight, norm.bias, (norm.running_mean, norm.running_var), norm.momentum, norm.eps, self.scale(),
+            self.zero_point(quantizer), quantizer.qmin, quantizer.qmax, self.gain(u, quantizer), self.rounding,
+        )  # fmt: skip
         return y
 
     @torch.no_grad()
