@@ -12,7 +12,7 @@ from zoo.results import Record
 
 _WIDTH, _HEIGHT = 860, 520
 _LEFT, _TOP, _RIGHT, _BOTTOM = 70, 46, 630, 460  # the frame; the legend stands to the right of it
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#7f6000", "#6a3d9a", "#444444")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#7f6000", "#6a3d9a", "#444444")
 _CHARACTER = 7.4  # width of one 11 px sans-serif character, for keeping labels apart
 _Scale = Callable[[float], float]
 
@@ -34,12 +34,14 @@ def accuracy_vs_size(records: Sequence[Record]) -> str:
         f'height="{_HEIGHT}" font-family="Helvetica, Arial, sans-serif" font-size="11" fill="#222222">',
         "<title>Top-1 accuracy versus size of the weights</title>",
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
-        _text(_LEFT, 26, "Top-1 accuracy of the integer network versus size of its weights file", size=14, bold=True),
+        svg_text(
+            _LEFT, 26, "Top-1 accuracy of the integer network versus size of its weights file", size=14, bold=True
+        ),
     ]
     if points:
         body += _chart(series, points)
     else:
-        body.append(_text(_WIDTH / 2, _HEIGHT / 2, "No record yet", anchor="middle"))
+        body.append(svg_text(_WIDTH / 2, _HEIGHT / 2, "No record yet", anchor="middle"))
     return "\n".join([*body, "</svg>", ""])
 
 
@@ -60,7 +62,7 @@ def _label(record: Record, rows: list[Record]) -> str:
 
 def _chart(series: dict[str, list[_Point]], points: list[_Point]) -> list[str]:
     low, high = _log_range([p.size for p in points])
-    bottom, top, step = _linear_range([p.top1 for p in points])
+    bottom, top, step = linear_range([p.top1 for p in points])
 
     def x(size: float) -> float:
         return _LEFT + (math.log10(size) - low) / (high - low) * (_RIGHT - _LEFT)
@@ -72,7 +74,7 @@ def _chart(series: dict[str, list[_Point]], points: list[_Point]) -> list[str]:
     labels: list[str] = []
     taken = [(x(p.size) - 5, y(p.top1) - 5, x(p.size) + 5, y(p.top1) + 5) for p in points]
     for index, (name, group) in enumerate(series.items()):
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         path = " ".join(f"{x(p.size):.1f},{y(p.top1):.1f}" for p in sorted(group, key=lambda p: (p.size, p.top1)))
         body.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-opacity="0.45"/>')
         for p in group:
@@ -85,13 +87,13 @@ def _chart(series: dict[str, list[_Point]], points: list[_Point]) -> list[str]:
             left, base = _place(x(p.size), y(p.top1), len(p.text) * _CHARACTER, taken)
             # Drawn last and with a white rim, so that no line strikes a label out.
             halo = '<g stroke="#ffffff" stroke-width="3" paint-order="stroke">'
-            labels.append(f"{halo}{_text(left, base, p.text, colour=colour)}</g>")
+            labels.append(f"{halo}{svg_text(left, base, p.text, colour=colour)}</g>")
         row = _TOP + 14 + 20 * index
         body.append(f'<circle cx="{_RIGHT + 22}" cy="{row - 4}" r="4.5" fill="{colour}"/>')
-        body.append(_text(_RIGHT + 34, row, name))
+        body.append(svg_text(_RIGHT + 34, row, name))
     row = _TOP + 14 + 20 * len(series)
     body.append(f'<circle cx="{_RIGHT + 22}" cy="{row - 4}" r="4.5" fill="#ffffff" stroke="#666666"/>')
-    body.append(_text(_RIGHT + 34, row, "float parent, same images"))
+    body.append(svg_text(_RIGHT + 34, row, "float parent, same images"))
     return body + labels
 
 
@@ -102,7 +104,7 @@ def _axes(x: _Scale, y: _Scale, span: tuple[float, float], ticks: tuple[float, f
         value = bottom + index * step
         height = y(value)
         body.append(f'<path d="M{_LEFT} {height:.1f}H{_RIGHT}" stroke="#e3e3e3"/>')
-        body.append(_text(_LEFT - 8, height + 4, f"{value:g}", anchor="end"))
+        body.append(svg_text(_LEFT - 8, height + 4, f"{value:g}", anchor="end"))
     for exponent in range(math.floor(span[0]), math.ceil(span[1]) + 1):
         for mantissa in range(1, 10):
             size = mantissa * 10.0**exponent
@@ -111,10 +113,10 @@ def _axes(x: _Scale, y: _Scale, span: tuple[float, float], ticks: tuple[float, f
             tone = "#cccccc" if mantissa == 1 else "#f0f0f0"
             body.append(f'<path d="M{x(size):.1f} {_TOP}V{_BOTTOM}" stroke="{tone}"/>')
             if mantissa in (1, 2, 5):
-                body.append(_text(x(size), _BOTTOM + 18, _bytes(size), anchor="middle"))
+                body.append(svg_text(x(size), _BOTTOM + 18, _bytes(size), anchor="middle"))
     frame = f'x="{_LEFT}" y="{_TOP}" width="{_RIGHT - _LEFT}" height="{_BOTTOM - _TOP}"'
     body.append(f'<rect {frame} fill="none" stroke="#888888"/>')
-    body.append(_text((_LEFT + _RIGHT) / 2, _BOTTOM + 42, "size of the weights file (log scale)", anchor="middle"))
+    body.append(svg_text((_LEFT + _RIGHT) / 2, _BOTTOM + 42, "size of the weights file (log scale)", anchor="middle"))
     middle = (_TOP + _BOTTOM) / 2
     body.append(
         f'<text x="20" y="{middle:g}" text-anchor="middle" transform="rotate(-90 20 {middle:g})">top-1 (%)</text>'
@@ -144,7 +146,8 @@ def _log_range(sizes: list[float]) -> tuple[float, float]:
     return max(s for s in steps if s < low - 0.02), min(s for s in steps if s > high + 0.02)
 
 
-def _linear_range(values: list[float]) -> tuple[float, float, float]:
+def linear_range(values: list[float]) -> tuple[float, float, float]:
+    """Return bottom, top and step of an axis in percent that holds these values."""
     step = next(s for s in (0.5, 1.0, 2.0, 5.0, 10.0, 20.0) if (max(values) - min(values)) / s <= 8 or s == 20.0)
     bottom = max(0.0, math.floor(min(values) / step) * step - step)
     top = min(100.0, math.ceil(max(values) / step) * step)
@@ -158,9 +161,10 @@ def _bytes(size: float) -> str:
     return f"{size:g} B"
 
 
-def _text(
+def svg_text(
     x: float, y: float, text: str, anchor: str = "start", size: int = 11, bold: bool = False, colour: str = "#222222"
 ) -> str:
+    """Return a line of text at x, y (baseline); ``anchor`` is start, middle or end."""
     weight = ' font-weight="bold"' if bold else ""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"{weight} fill="{colour}">'

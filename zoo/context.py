@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 
+from zoo import augment
 from zoo.errors import DataError
 from zoo.preprocess import Preprocess
 from zoo.quant.spec import QuantConfig
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Images:
-    """Unlabelled images a step may draw batches from: uint8 with a preprocessing, or ready float tensors."""
+    """Images a step may draw batches from, with labels or without: uint8 with a preprocessing, or ready tensors."""
 
     def __init__(
         self, pixels: np.ndarray[Any, Any] | Tensor, preprocess: Preprocess | None = None, labels: Any = None
@@ -50,14 +53,35 @@ class Images:
 
     def at(self, rows: Tensor | slice) -> Tensor:
         """Return the preprocessed images of some rows, centre-cropped."""
+        if self.preprocess is None:
+            return self._picked(rows)
+        return self.preprocess.batch(self._picked(rows))
+
+    def digest(self) -> str:
+        """Return the sha256 of pixels and labels."""
+        digest = hashlib.sha256()
+        for part in (self.pixels, self.labels):
+            if part is not None:
+                array = part.cpu().contiguous().numpy() if isinstance(part, Tensor) else part
+                digest.update(f"{array.shape}{array.dtype}".encode())
+                digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def on(self, device: torch.device) -> Images:
+        """Return the same images in the memory of a device."""
+        if device.type == "cpu":
+            return self
+        labels = None if self.labels is None else self.labels.to(device)
+        return Images(torch.as_tensor(self.pixels).to(device), self.preprocess, labels)
+
+    def _picked(self, rows: Tensor | slice) -> Tensor:
         if isinstance(self.pixels, Tensor):
-            return self.pixels[rows]
-        assert self.preprocess is not None
-        return self.preprocess.batch(self.pixels[rows if isinstance(rows, slice) else rows.numpy()])
+            return self.pixels[rows if isinstance(rows, slice) else rows.to(self.pixels.device)]
+        return torch.tensor(self.pixels[rows if isinstance(rows, slice) else rows.numpy()])
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[Tensor]:
         """Yield the first ``limit`` images of a fixed shuffle: many data sets are stored class by class."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[: limit or len(self)]
+        order = shuffled(len(self))[: limit or len(self)]
         for rows in torch.split(order, size):
             yield self.at(rows)
 
@@ -66,26 +90,16 @@ class Images:
 
         Images larger than the network's input are cropped from anywhere, others are zero-padded by ``pad`` first.
         """
-        if isinstance(self.pixels, Tensor):
-            x = self.pixels[rows].clone()
-            flip = torch.rand(len(rows), generator=generator) < 0.5
-            x[flip] = x[flip].flip(3)
-            return x
-        import numpy as np
+        picked = self._picked(rows)
+        if self.preprocess is None:
+            return augment.flip(picked, torch.rand(len(rows), generator=generator) < 0.5, 3)
+        draws = torch.rand(len(rows), 3, generator=generator)
+        return self.preprocess.normalize(augment.crop_and_flip(picked, self.preprocess.size, draws, pad))
 
-        assert self.preprocess is not None
-        height, width = self.preprocess.size
-        source = self.pixels[rows.numpy()]
-        if source.shape[1] <= height + 3:
-            source = np.pad(source, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        room = (source.shape[1] - height + 1, source.shape[2] - width + 1)
-        draws = torch.rand(len(rows), 3, generator=generator).numpy()
-        out = np.empty((len(rows), height, width, source.shape[3]), np.uint8)
-        for i, (a, b, flip) in enumerate(draws):
-            top, left = int(a * room[0]), int(b * room[1])
-            crop = source[i, top : top + height, left : left + width]
-            out[i] = crop[:, ::-1] if flip < 0.5 else crop
-        return self.preprocess.normalize(out)
+
+def shuffled(count: int) -> Tensor:
+    """Return the fixed shuffle of so many images: the first ones calibrate, the last ones may be held out."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
 
 
 def _silent(items: Iterable[Any], label: str, total: int | None) -> Iterable[Any]:
@@ -97,7 +111,9 @@ class Context:
     """Given to every step.
 
     ``parent`` is the traced float network, before any step changed it; ``reference`` the float network that the step
-    quantize was given, in the Q-graph's own nodes.
+    quantize was given, in the Q-graph's own nodes. ``teacher`` is the float network that the recipe names as one.
+    ``work`` is a folder for what lets an interrupted run go on; None: keep nothing. ``curves`` holds the epochs of
+    every training, as rows of a CSV.
     """
 
     quant: QuantConfig
@@ -110,6 +126,9 @@ class Context:
     reference: fx.GraphModule | None = None
     log: dict[str, Any] = field(default_factory=dict)
     position: int = 0
+    teacher: fx.GraphModule | None = None
+    work: Path | None = None
+    curves: list[dict[str, Any]] = field(default_factory=list)
 
     def generator(self) -> torch.Generator:
         """Return a generator that depends on the recipe's seed and on the position of the step alone."""

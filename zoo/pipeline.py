@@ -36,7 +36,9 @@ from zoo.results import (
     Record,
     paired_interval,
     write_record,
+    write_text,
 )
+from zoo.train.log import csv_text
 from zoo.weights import ModelConfig, build_model, load_weights
 
 
@@ -68,8 +70,9 @@ def run(fields: dict[str, Any], *, output: Path | None = None, command: str = ""
     seconds["load"] = round(time.perf_counter() - started, 2)
 
     images = Images(calibration.images, preprocess, calibration.labels)
-    _, program, semantics, log = execute(recipe, model, images, seconds)
     root = Path(output) if output else results_dir()
+    work = root / recipe.name / ".work"
+    _, program, semantics, context = execute(recipe, model, images, seconds, work)
     folder = root / recipe.name / "checkpoint"
     config = describe(recipe, model_config, program, semantics, preprocess, source, calibration, fields)
     text = yaml_text(fields)
@@ -84,13 +87,16 @@ def run(fields: dict[str, Any], *, output: Path | None = None, command: str = ""
     }
     seconds["evaluate"] = round(time.perf_counter() - started, 2)
     record = make_record(
-        recipe, fields, config, scores, test, calibration, source, scratch, state, seconds, command, log
+        recipe, fields, config, scores, test, calibration, source, scratch, state, seconds, command, context.log
     )
     metrics = record.to_dict()
     card = render_card(metrics, loaded.config)
     checkpoint.save(folder, program, config, recipe=text, metrics=metrics, card=card)
     remove(scratch)
-    write_record(record, root)
+    path = write_record(record, root)
+    if context.curves:
+        write_text(path.with_suffix(".csv"), csv_text(context.curves))
+    remove(work)
     return Run(record, folder)
 
 
@@ -117,12 +123,16 @@ def check_classes(model: nn.Module, test: Split, preprocess: Preprocess) -> None
 
 
 def execute(
-    recipe: Recipe, model: nn.Module, images: Images, seconds: dict[str, float]
-) -> tuple[fx.GraphModule, Program, str, dict[str, Any]]:
-    """Run the steps in order and return the integer graph, its Program, its semantics, and what the steps logged."""
+    recipe: Recipe, model: nn.Module, images: Images, seconds: dict[str, float], work: Path | None = None
+) -> tuple[fx.GraphModule, Program, str, Context]:
+    """Run the steps in order and return the integer graph, its Program, its semantics, and the context with the logs.
+
+    ``work`` is where a step keeps what lets an interrupted run go on.
+    """
     parent = trace(model, images.at(slice(0, 1)))
     parent = parent.to(memory_format=torch.channels_last)
-    context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, images, bar)
+    context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, images, bar, work=work)
+    add_teacher(recipe, context)
     net = parent
     for i, step in enumerate(recipe.steps):
         started = time.perf_counter()
@@ -131,7 +141,30 @@ def execute(
         seconds[f"{i}-{step.name}"] = round(time.perf_counter() - started, 2)
     if "program" not in net.meta:
         raise RecipeError("recipe.steps: the last step must be integerize, so that a checkpoint can be written")
-    return net, net.meta["program"], net.meta["semantics"], context.log
+    return net, net.meta["program"], net.meta["semantics"], context
+
+
+def add_teacher(recipe: Recipe, context: Context) -> None:
+    """Load the network that the recipe names as a teacher, and log where its weights come from.
+
+    Raises RecipeError for a teacher of other classes or another preprocessing, or without weights.
+    """
+    if recipe.teacher is None:
+        return
+    config = build(ModelConfig, recipe.teacher, "teacher")
+    if config.weights is None:
+        raise RecipeError(f"teacher: {config.name} has no weights; train it first, or name another model")
+    if config.preprocess != recipe.model["preprocess"]:
+        raise RecipeError(f"teacher: {config.name} and the model see differently preprocessed images; make them equal")
+    state, source = load_weights(config)
+    example = context.calibration.at(slice(0, 1))
+    teacher = trace(build_model(config, state), example)
+    with torch.no_grad():
+        widths = [net(example).shape[1] for net in (teacher, context.parent)]
+    if widths[0] != widths[1]:
+        raise RecipeError(f"teacher: {config.name} knows {widths[0]} classes, the model {widths[1]}; choose another")
+    context.teacher = teacher
+    context.log["teacher"] = {"model": config.name} | source
 
 
 def bits_label(program: Program) -> str:

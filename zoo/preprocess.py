@@ -99,10 +99,8 @@ class Preprocess:
         top, left = (array.shape[0] - height) // 2, (array.shape[1] - width) // 2
         return array[top : top + height, left : left + width]
 
-    def batch(self, images: np.ndarray[Any, Any]) -> torch.Tensor:
+    def batch(self, images: np.ndarray[Any, Any] | torch.Tensor) -> torch.Tensor:
         """Return float32 ``[N, C, H, W]`` (channels_last) of the centre of cached uint8 ``[N, S, S, C]``."""
-        import numpy as np
-
         height, width = self.size
         if images.ndim != 4 or images.shape[3] != self.channels or images.shape[1] < height or images.shape[2] < width:
             raise DataError(
@@ -110,15 +108,18 @@ class Preprocess:
                 f"the data set holds {list(images.shape)}; choose a data set of that size"
             )
         top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
-        return self.normalize(np.ascontiguousarray(images[:, top : top + height, left : left + width]))
+        return self.normalize(images[:, top : top + height, left : left + width])
 
-    def normalize(self, pixels: np.ndarray[Any, Any]) -> torch.Tensor:
+    def normalize(self, pixels: np.ndarray[Any, Any] | torch.Tensor) -> torch.Tensor:
         """Return ``(pixel - mean) / std`` as float32 ``[N, C, H, W]`` from uint8 ``[N, H, W, C]``; no crop."""
         import torch
 
-        x = torch.tensor(pixels, dtype=torch.float32)
-        x = x.sub_(torch.tensor(self.mean)).div_(torch.tensor(self.std))
-        return x.permute(0, 3, 1, 2)
+        if isinstance(pixels, torch.Tensor):
+            x = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        else:
+            x = torch.tensor(pixels, dtype=torch.float32)
+        mean, std = torch.tensor(self.mean, device=x.device), torch.tensor(self.std, device=x.device)
+        return x.sub_(mean).div_(std).permute(0, 3, 1, 2)
 
     def __call__(self, image: Image.Image | np.ndarray[Any, Any]) -> torch.Tensor:
         """Return the float32 input ``[C, H, W]`` of one picture."""

@@ -27,7 +27,8 @@ class Step:
 class Recipe:
     """What ``recipes/recipe/NAME.yaml`` resolves to.
 
-    ``model`` and ``data`` are the resolved groups; ``images`` caps the calibration images, ``test_limit`` the test
+    ``model`` and ``data`` are the resolved groups; so is ``teacher``, a model whose logits the step train may follow
+    (``defaults: - /model@teacher: NAME``). ``images`` caps the calibration images, ``test_limit`` the test
     images (a subset is labelled as one in the record); ``tolerance`` is what a re-run may differ by, in points.
     """
 
@@ -43,6 +44,7 @@ class Recipe:
     test_limit: int | None = None
     threads: int = 2
     tolerance: dict[str, float] = field(default_factory=dict)
+    teacher: dict[str, Any] | None = None
 
     @classmethod
     def parse(cls, fields: Any, where: str = "recipe") -> Recipe:
@@ -89,11 +91,12 @@ def content_hash(fields: dict[str, Any]) -> str:
     Descriptions are left out, and where the float weights may come from: their own hash is in the record.
     """
     plain = json.loads(json.dumps(fields))
-    for part in (plain, plain.get("model"), plain.get("data")):
+    for part in (plain, plain.get("model"), plain.get("data"), plain.get("teacher")):
         if isinstance(part, dict):
             part.pop("description", None)
-    weights = plain.get("model", {}).get("weights") if isinstance(plain.get("model"), dict) else None
-    if isinstance(weights, dict):
-        weights.pop("sources", None)
-        weights.pop("tensors_sha256", None)
+    for model in (plain.get("model"), plain.get("teacher")):
+        weights = model.get("weights") if isinstance(model, dict) else None
+        if isinstance(weights, dict):
+            weights.pop("sources", None)
+            weights.pop("tensors_sha256", None)
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -221,12 +221,17 @@ def dump(value: Any, where: object, indent: int = 2) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name, flush it to disk and rename it; failures raise ArtifactError."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Do as ``write_text`` does with bytes."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes it private to the user

@@ -58,7 +58,8 @@ def main(arguments: list[str]) -> int:
             raise RecipeError("hub.publish: only integer networks are published; this recipe ends with a float one")
         if ends_in_float(fields):
             trained = train_float(fields, output=output, command=command)
-            print(f"{fields['name']}: {trained.top1:.2f} % top-1 on {trained.n} images, float\nweights {trained.path}")
+            print(f"{fields['name']}: {trained.top1:.2f} % top-1 on {trained.n} images, float\nweights {trained.path}\n"
+                  f"sha256 {trained.sha256}\ntensors_sha256 {trained.tensors_sha256}")  # fmt: skip
             return 0
         done = run(fields, output=output, command=command)
         report(done)

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save
+
 from zoo import __version__
 from zoo.artifact import files
 from zoo.context import Context, Images
 from zoo.data import DataConfig, load_split
-from zoo.errors import ArtifactError
 from zoo.evaluation import predict
 from zoo.graph.trace import trace
 from zoo.paths import results_dir
-from zoo.pipeline import check_classes, configure, cpu_name, versions
+from zoo.pipeline import add_teacher, check_classes, configure, cpu_name, remove, versions
 from zoo.preprocess import Preprocess
 from zoo.progress import bar
 from zoo.recipe import Recipe, content_hash, make_step
 from zoo.resolve import build
-from zoo.results import dump
+from zoo.results import dump, write_bytes, write_text
+from zoo.train.log import csv_text
 from zoo.weights import ModelConfig, build_model, load_weights, tensors_sha256
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Where the weights lie, their test accuracy in percent, and on how many images."""
+    """Where the weights lie, their test accuracy in percent, on how many images, and what a model's YAML names."""
 
     path: Path
     top1: float
     n: int
+    sha256: str
+    tensors_sha256: str
 
 
 def ends_in_float(fields: dict[str, Any]) -> bool:
@@ -60,7 +63,10 @@ def train_float(fields: dict[str, Any], *, output: Path | None = None, command: 
     check_classes(model, test, preprocess)
     images = Images(train.images, preprocess, train.labels)
     net = parent = trace(model, images.at(slice(0, 1)))
+    root = Path(output) if output else results_dir()
     context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, images, bar)
+    context.work = root / "weights" / f".{recipe.name}.work"
+    add_teacher(recipe, context)
     started = time.perf_counter()
     for i, step in enumerate(recipe.steps):
         context.position = i
@@ -70,34 +76,19 @@ def train_float(fields: dict[str, Any], *, output: Path | None = None, command: 
     model.load_state_dict({name: trained.get(name, value) for name, value in model.state_dict().items()})
     top1 = predict(model.eval(), test, preprocess, "float").top1
     tensors = {n: t.detach().clone().contiguous() for n, t in model.state_dict().items() if t.is_floating_point()}
-    notes = {
+    content = tensors_sha256(tensors)
+    notes: dict[str, Any] = {
         "recipe": recipe.name, "recipe_sha256": content_hash(fields), "command": command, "top1": top1,
-        "start": source, "tensors_sha256": tensors_sha256(tensors), "seconds": seconds, "seed": recipe.seed,
+        "start": source, "tensors_sha256": content, "seconds": seconds, "seed": recipe.seed,
         "train": {"name": train.name, "n": len(train), "subset": train.subset, "fingerprint": train.fingerprint},
         "test": {"name": test.name, "n": len(test), "subset": test.subset, "fingerprint": test.fingerprint},
         "steps": [asdict(s) for s in recipe.steps], "log": context.log, "versions": versions(), "code": __version__,
         "machine": cpu_name(),
     }  # fmt: skip
-    path = (Path(output) if output else results_dir()) / "weights" / f"{recipe.name}.safetensors"
-    _write(path, tensors, notes)
-    return Trained(path, top1, len(test))
-
-
-def _write(path: Path, tensors: dict[str, Any], notes: dict[str, Any]) -> None:
-    from safetensors.torch import save
-
-    data = save(tensors)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-            temporary.write_bytes(dump(notes | {"sha256": files.sha256(path)}, path, indent=1).encode())
-            os.replace(temporary, path.with_suffix(".json"))
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ArtifactError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or choose output=DIR"
-        ) from None
+    path = root / "weights" / f"{recipe.name}.safetensors"
+    write_bytes(path, save(tensors))
+    write_text(path.with_suffix(".csv"), csv_text(context.curves))
+    digest = files.sha256(path)
+    write_text(path.with_suffix(".json"), dump(notes | {"sha256": digest}, path, indent=1))
+    remove(context.work)
+    return Trained(path, top1, len(test), digest, content)

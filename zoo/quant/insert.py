@@ -16,10 +16,11 @@ from zoo.quant.spec import Format, QuantConfig, change
 _FUSABLE = (nn.Conv2d, nn.Linear, ops.Add)
 
 
-def insert_quantizers(net: fx.GraphModule, config: QuantConfig) -> fx.GraphModule:
+def insert_quantizers(net: fx.GraphModule, config: QuantConfig, *, keep_norms: bool = False) -> fx.GraphModule:
     """Return a Q-graph of the same function; every quantizer passes its tensor through until it is calibrated.
 
-    Raises GraphError for a BatchNorm that is still there, RecipeError for an override that matches nothing.
+    ``keep_norms`` makes a BatchNorm part of the layer before it. Raises GraphError for any other BatchNorm that is
+    still there, RecipeError for an override that matches nothing.
     """
     net = clone(net)
     modules = dict(net.named_modules())
@@ -29,11 +30,18 @@ def insert_quantizers(net: fx.GraphModule, config: QuantConfig) -> fx.GraphModul
     if not weighted:
         raise GraphError("the network has no convolution and no linear layer: there is nothing to quantize")
     chosen = _Formats(config, kinds, weighted[0], weighted[-1])
+    norms: dict[fx.Node, fx.Node] = {}
     fused: dict[fx.Node, tuple[str, fx.Node]] = {}
     for node in nodes:
-        user = next(iter(node.users)) if len(node.users) == 1 else None
+        if not isinstance(kinds[node], _FUSABLE):
+            continue
+        user = _only_user(node)
+        if keep_norms and isinstance(kinds[node], nn.Conv2d | nn.Linear) and _is_norm(kinds.get(user)):
+            assert user is not None
+            norms[node] = user
+            user = _only_user(user)
         act = ops.activation_name(kinds[user]) if user in kinds else None
-        if isinstance(kinds[node], _FUSABLE) and act in ("relu", "relu6"):
+        if act in ("relu", "relu6"):
             assert user is not None and act is not None
             fused[node] = (act, user)
 
@@ -44,29 +52,54 @@ def insert_quantizers(net: fx.GraphModule, config: QuantConfig) -> fx.GraphModul
         entry = net.graph.call_module("input", (image,))
     image.replace_all_uses_with(entry, delete_user_cb=lambda user: user is not entry)
     nonnegative[entry] = False
-    swallowed = {user for _, user in fused.values()}
+    swallowed = {user for _, user in fused.values()} | set(norms.values())
     for node in nodes:
         if node in swallowed:
             continue
         module, name = kinds[node], str(node.target)
-        act, last = fused.get(node, (None, node))
+        act, last = fused.get(node, (None, norms.get(node, node)))
         inputs = [nonnegative[a] for a in node.args if isinstance(a, fx.Node)]
         function = ops.activation_name(module)
         positive = act is not None or (function in ops.NONNEGATIVE if function else all(inputs) and _keeps_sign(module))
         if not isinstance(module, q.PASSING):
-            fmt = chosen.output(last if act else node, node)
+            fmt = chosen.output(last, node)
             if positive and fmt.bits != 16:
                 fmt = change(fmt, {"symmetric": True, "narrow": False}, name)
             out = Quantizer(fmt, signed=fmt.symmetric and not (positive and fmt.bits != 16))
-            net.set_submodule(name, _twin(module, name, chosen.weight(name), out, act))
-        if act is not None:
+            twin = _twin(module, name, chosen.weight(name), out, act)
+            if node in norms:
+                assert isinstance(twin, q.QWeighted)
+                twin.norm = _norm(kinds[norms[node]], str(norms[node].target), twin)
+            net.set_submodule(name, twin)
+        if last is not node:
             last.replace_all_uses_with(node)
-            net.graph.erase_node(last)
-            net.delete_submodule(str(last.target))
+        for gone in dict.fromkeys((last, norms.get(node, node))):
+            if gone is not node:
+                net.graph.erase_node(gone)
+                net.delete_submodule(str(gone.target))
         nonnegative[node] = positive
     chosen.check()
     net.recompile()
     return net.eval()
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _is_norm(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+
+
+def _norm(module: nn.Module, name: str, layer: q.QWeighted) -> nn.BatchNorm1d | nn.BatchNorm2d:
+    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    if module.running_var is None:
+        raise GraphError(f"{name}: batch normalisation without running statistics cannot be merged; train it with "
+                         "track_running_stats=True")  # fmt: skip
+    if layer.weight_quantizer.fmt.scale != "float":
+        raise RecipeError(f"quant.weight.scale: {name} would be merged into a power-of-two scale; use float scales, or "
+                          "the step fold_batchnorm before quantize")  # fmt: skip
+    return module
 
 
 def _keeps_sign(module: nn.Module) -> bool:
@@ -92,7 +125,8 @@ def _twin(module: nn.Module, name: str, weight: Format, out: Quantizer, act: str
     if function is not None:
         return q.QTable(function, out)
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        raise GraphError(f"{name}: batch normalisation is still there; put the step fold_batchnorm before quantize")
+        raise GraphError(f"{name}: batch normalisation is still there; put the step fold_batchnorm before quantize, "
+                         "or quantize: {batchnorm: merge} behind a convolution or linear layer")  # fmt: skip
     raise GraphError(f"{name}: {type(module).__name__} has no quantized form")
 
 

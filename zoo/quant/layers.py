@@ -36,8 +36,10 @@ class QNode(nn.Module):
     def _clamps(self) -> bool:
         """Tell whether the calibrated quantizer's clamp is the activation already: 0 below, at most 6 above."""
         zero = float(self.out.zero_point)
-        top = float(self.out.scale.detach()) * (self.out.qmax - zero)
-        return zero == self.out.qmin and (self.act != "relu6" or top <= 6.0)
+        if zero != self.out.qmin or self.act != "relu6":
+            return zero == self.out.qmin
+        scale = self.out.scale if self.out.learner is None else self.out.learner.scale()
+        return float(scale.detach()) * (self.out.qmax - zero) <= 6.0
 
     def finish(self, y: Tensor) -> Tensor:
         """Apply the fused activation and the output quantizer."""
@@ -59,7 +61,15 @@ class QInput(QNode):
 
 
 class QWeighted(QNode):
-    """A layer with a weight: its latent float weight, bias, and weight quantizer (axis 0 = output channel)."""
+    """A layer with a weight: its latent float weight, bias, and weight quantizer (axis 0 = output channel).
+
+    ``norm`` is the BatchNorm that follows it, while one is trained with it (``quantize: {batchnorm: merge}``).
+    ``mask`` (as ``weight``, 1 or 0) keeps pruned weights at zero. ``standard_deviation`` [out], where set, is what
+    every channel of the weight is normalised to, with mean zero, before it is quantized.
+    """
+
+    mask: Tensor | None
+    standard_deviation: Tensor | None
 
     def __init__(self, layer: nn.Module, weight_format: Format, out: Quantizer, act: str | None = None) -> None:
         """Wrap a convolution or linear layer; the layer itself is not changed."""
@@ -71,6 +81,9 @@ class QWeighted(QNode):
         self.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.weight_quantizer = Quantizer(weight_format, signed=weight_format.symmetric, channels=weight.shape[0])
         self.rounding: nn.Module | None = None
+        self.norm: nn.BatchNorm1d | nn.BatchNorm2d | None = None
+        self.register_buffer("mask", None)
+        self.register_buffer("standard_deviation", None)
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return the layer's sum of products with this weight, plus its bias, before activation and quantizer."""
@@ -78,13 +91,43 @@ class QWeighted(QNode):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's quantized output."""
-        return self.finish(self.multiply(x, self.quantized_weight()))
+        y = self.multiply(x, self.quantized_weight())
+        if self.norm is None:
+            return self.finish(y)
+        if self.out.learner is not None and self.nudge is None and (self.act is None or self._clamps()):
+            normed = self.out.learner.normed(y, self.norm, self.out)
+            if normed is not None:
+                return normed
+        return self.finish(self.norm(y))
 
     def quantized_weight(self) -> Tensor:
         """Return the fake-quantized weight (through the learned rounding while one is being learned)."""
         if self.rounding is not None:
             return self.rounding(self.weight)  # type: ignore[no-any-return]
-        return self.weight_quantizer(self.weight)  # type: ignore[no-any-return]
+        return self.weight_quantizer(self.latent(), self.sign())  # type: ignore[no-any-return]
+
+    def latent(self) -> Tensor:
+        """Return the float weight that is quantized: normalised and masked where the layer says so."""
+        weight: Tensor = self.weight
+        if self.standard_deviation is not None:
+            shape = [-1] + [1] * (weight.dim() - 1)
+            deviation, mean = torch.std_mean(weight.flatten(1), 1)
+            gain = self.standard_deviation / deviation.clamp(min=1e-12)
+            weight = (weight - mean.reshape(shape)) * gain.reshape(shape)
+        # the gradient reaches masked weights too, so that they can come back while masks still change
+        return weight if self.mask is None else weight + (weight * self.mask - weight).detach()
+
+    @torch.no_grad()
+    def sign(self) -> Tensor | None:
+        """Return -1 [out] where BatchNorm's factor is negative, else 1; None where no channel is.
+
+        The merged weight has the other sign there, and the codes' range need not be symmetric: the weight is quantized
+        by the negated scale, so that the merge only has to negate codes that exist.
+        """
+        if self.norm is None or self.norm.weight is None:
+            return None
+        negative = self.norm.weight < 0
+        return torch.where(negative, -1.0, 1.0) if bool(negative.any()) else None
 
 
 class QConv2d(QWeighted):

@@ -12,6 +12,36 @@ from zoo.quant import ops
 from zoo.quant.spec import Format
 
 
+def signed_scale(scale: Tensor, sign: Tensor | None, axis: int | None) -> tuple[Tensor, int | None]:
+    """Return scale times sign, and the axis that they belong to."""
+    return (scale, axis) if sign is None else (scale * sign, 0)
+
+
+class RangeLearner(nn.Module):
+    """What a file of ``zoo/quant/learned`` offers: quantizes in a quantizer's place while its range is learned."""
+
+    decay: float = 0.0  # weight decay of its parameters
+
+    def forward(self, x: Tensor, quantizer: Quantizer, sign: Tensor | None = None) -> Tensor:
+        """Return the fake-quantized tensor; ``sign`` [channels] multiplies the scale."""
+        raise NotImplementedError
+
+    def scale(self) -> Tensor:
+        """Return the scale [1] or [channels]."""
+        raise NotImplementedError
+
+    def normed(self, u: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d, quantizer: Quantizer) -> Tensor | None:
+        """Return what ``self(norm(u))`` would be; None unless one operation does both."""
+        return None
+
+    def limit(self) -> None:
+        """Keep the range positive; called after each step of the optimizer."""
+
+    def settle(self, quantizer: Quantizer) -> None:
+        """Write what was learned into the quantizer."""
+        raise NotImplementedError
+
+
 class Quantizer(nn.Module):
     """Fake-quantize a tensor; passes it through untouched until ``set_range`` or ``set_qparams`` was called.
 
@@ -34,6 +64,8 @@ class Quantizer(nn.Module):
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
         self.active = False
         self.drop = 0.0
+        # while a network is trained: a module of zoo/quant/learned, which computes with its own scale
+        self.learner: RangeLearner | None = None
 
     def extra_repr(self) -> str:
         """Return the format in a line."""
@@ -79,17 +111,30 @@ class Quantizer(nn.Module):
         """Return the real values of the smallest and the largest code."""
         return (self.qmin - self.zero_point) * self.scale, (self.qmax - self.zero_point) * self.scale
 
-    def codes(self, x: Tensor) -> Tensor:
-        """Return the integer codes of ``x`` as float32."""
-        return ops.quantize(x, self.scale.detach(), self.zero_point, self.qmin, self.qmax, self.axis)
+    def codes(self, x: Tensor, sign: Tensor | None = None) -> Tensor:
+        """Return the integer codes of ``x`` as float32; ``sign`` as in ``forward``."""
+        scale, axis = signed_scale(self.scale.detach(), sign, self.axis)
+        return ops.quantize(x, scale, self.zero_point, self.qmin, self.qmax, axis)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the fake-quantized tensor, of the same shape."""
+    def lsq_gain(self, x: Tensor) -> float:
+        """Return ``1 / sqrt(N qmax)`` (Esser et al. 2020, section 2.2).
+
+        N is the number of weights that share a scale, or of features of one image.
+        """
+        count = x.numel() / (self.scale.numel() if self.axis == 0 else max(x.shape[0], 1))
+        return 1.0 / math.sqrt(count * max(self.qmax, 1))
+
+    def forward(self, x: Tensor, sign: Tensor | None = None) -> Tensor:
+        """Return the fake-quantized tensor, of the same shape; ``sign`` [channels] is what multiplies the scale."""
         if not self.active:
             return x
+        if self.learner is not None:
+            return self.learner(x, self, sign)  # type: ignore[no-any-return]
+        if sign is not None:
+            scale, axis = signed_scale(self.scale.detach(), sign, self.axis)
+            return ops.fake_quantize(x, scale, self.zero_point, self.qmin, self.qmax, axis)
         if torch.is_grad_enabled() and (x.requires_grad or self.scale.requires_grad):
-            count = x.numel() / (self.scale.numel() if self.axis == 0 else max(x.shape[0], 1))
-            gain = 1.0 / math.sqrt(count * max(self.qmax, 1))
+            gain = self.lsq_gain(x)
             y: Tensor = ops.LearnedScale.apply(x, self.scale, self.zero_point, self.qmin, self.qmax, self.axis, gain)
             if self.drop and self.training:
                 # QDrop (Wei et al. 2022): an element stays unquantized with probability ``drop``

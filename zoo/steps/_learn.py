@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -85,11 +84,3 @@ def units_of(
 
 def _per_channel(node: QWeighted) -> Tensor:
     return node.weight_quantizer.scale.detach().reshape([-1] + [1] * (node.weight.dim() - 1))
-
-
-def cosine(step: int, total: int, warm: float = 0.02) -> float:
-    """Return the factor of a cosine schedule with a short linear warm-up."""
-    first = max(1, int(total * warm))
-    if step < first:
-        return (step + 1) / first
-    return 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, total - first)))

@@ -30,11 +30,21 @@ class Visit:
             yield self.twin.multiply(x, self.twin.weight)
 
 
-def require_calibrated(net: fx.GraphModule, step: str) -> None:
+def require_ranges(net: fx.GraphModule, step: str) -> None:
     """Raise QuantError unless every quantizer of a Q-graph has its scale."""
     nodes = [m for m in net.modules() if isinstance(m, QNode)]
     if not nodes or not all(bool(n.out.ready) for n in nodes):
         raise QuantError(f"{step}: the graph is not calibrated; put the steps quantize and calibrate before it")
+
+
+def require_calibrated(net: fx.GraphModule, step: str) -> None:
+    """Raise QuantError unless a Q-graph has its scales and no BatchNorm of its own: see ``quantize.batchnorm``."""
+    require_ranges(net, step)
+    if any(isinstance(m, QWeighted) and m.norm is not None for m in net.modules()):
+        raise QuantError(
+            f"{step}: the layers still hold their batch normalisation; use the step train on them, or fold_batchnorm "
+            "before quantize"
+        )
 
 
 def float_twin(net: fx.GraphModule) -> fx.GraphModule:

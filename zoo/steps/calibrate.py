@@ -141,7 +141,8 @@ class _Seen:
 @torch.no_grad()
 def calibrate_weight(layer: QWeighted, observer: Observer, name: str) -> None:
     """Set the weight quantizer's scales; a dead (all-zero) channel gets a scale of its own rather than zero."""
-    weight = layer.weight
+    sign = layer.sign()
+    weight = layer.latent() if sign is None else layer.latent() * sign.reshape([-1] + [1] * (layer.weight.dim() - 1))
     if not bool(torch.isfinite(weight).all() and torch.isfinite(layer.bias).all()):
         raise QuantError(f"{name}: the float weights hold NaN or infinity")
     rows = weight.flatten(1) if layer.weight_quantizer.axis == 0 else weight.reshape(1, -1)

@@ -14,8 +14,9 @@ from zoo.errors import QuantError
 from zoo.graph.fold import clone
 from zoo.quant.layers import QNode
 from zoo.steps._blocks import blocks
-from zoo.steps._learn import cosine, units_of
+from zoo.steps._learn import units_of
 from zoo.steps._walk import require_calibrated
+from zoo.train.schedule import cosine
 
 
 @dataclass(frozen=True)

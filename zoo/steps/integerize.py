@@ -9,12 +9,16 @@ from torch import fx
 from zoo.context import Context
 from zoo.integer.layers import build_integer
 from zoo.integer.program import extract
+from zoo.quant.merge import merge_batchnorm
 from zoo.resolve import load
 
 
 @dataclass(frozen=True)
 class Integerize:
-    """``semantics``: a file of ``zoo/integer/semantics`` (docs/semantics.md): tflite, float32, ..."""
+    """``semantics``: a file of ``zoo/integer/semantics`` (docs/semantics.md): tflite, float32, ...
+
+    A BatchNorm that was kept in its layer is merged first.
+    """
 
     semantics: str = "tflite"
 
@@ -22,7 +26,7 @@ class Integerize:
         """Return the integer graph; its ``meta["program"]`` holds the Program it was built from."""
         shape = tuple(ctx.calibration.at(slice(0, 1)).shape[1:])
         rounding = load("zoo.integer.semantics", self.semantics, "integerize.semantics")
-        program = extract(net, shape, rounding)  # type: ignore[arg-type]
+        program = extract(merge_batchnorm(net), shape, rounding)  # type: ignore[arg-type]
         integer = build_integer(program, self.semantics)
         integer.meta["program"], integer.meta["semantics"] = program, self.semantics
         return integer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import fx
 
@@ -13,10 +14,16 @@ from zoo.steps._walk import float_twin
 
 @dataclass(frozen=True)
 class Quantize:
-    """Swap every layer, add, pool and activation for its Q-module; formats come from the recipe's ``quant``."""
+    """Swap every layer, add, pool and activation for its Q-module; formats come from the recipe's ``quant``.
+
+    ``batchnorm``: ``fold`` expects none (the step fold_batchnorm comes before); ``merge`` keeps each one in the layer
+    before it, to be trained with it, until integerize merges it.
+    """
+
+    batchnorm: Literal["fold", "merge"] = "fold"
 
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the Q-graph, which still computes in float; later steps tune towards it as ``ctx.reference``."""
-        graph = insert_quantizers(net, ctx.quant)
+        graph = insert_quantizers(net, ctx.quant, keep_norms=self.batchnorm == "merge")
         ctx.reference = float_twin(graph)
         return graph

@@ -14,8 +14,9 @@ from zoo.graph.fold import clone
 from zoo.quant.layers import QNode, QWeighted
 from zoo.quant.rounding import LearnedRounding, beta, rounding_loss
 from zoo.steps._blocks import Block, blocks
-from zoo.steps._learn import cosine, units_of
+from zoo.steps._learn import units_of
 from zoo.steps._walk import float_twin, require_calibrated
+from zoo.train.schedule import cosine
 
 
 @dataclass(frozen=True)

@@ -1,87 +1,173 @@
-"""Train the float network on labelled images."""
+"""Train the float network, or the quantized one with its ranges, on labelled images."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Literal
 
 import torch
-from torch import Tensor, fx
-from torch.nn import functional as F
+from torch import fx
 
+from zoo import __version__
 from zoo.context import Context
-from zoo.errors import DataError, QuantError
+from zoo.errors import RecipeError
 from zoo.graph.fold import clone
-from zoo.steps._learn import cosine
+from zoo.quant.attach import attach, settle
+from zoo.quant.layers import QNode
+from zoo.resolve import names
+from zoo.steps._walk import require_ranges
+from zoo.train import optimizer as optimizers
+from zoo.train import standardize
+from zoo.train.checkpoint import Snapshots, identity_of
+from zoo.train.dampen import Dampen
+from zoo.train.data import Data
+from zoo.train.ema import Average
+from zoo.train.freeze import Freeze, Frozen
+from zoo.train.log import Log
+from zoo.train.loop import Loop
+from zoo.train.objective import Objective
+from zoo.train.schedule import SCHEDULES
+from zoo.train.sparsify import Sparsify
+from zoo.weights import tensors_sha256
 
 
 @dataclass(frozen=True)
 class Train:
-    """Cross-entropy on the training split: SGD with Nesterov momentum and a cosine schedule with warm-up.
+    """Minimise the cross-entropy on the training split, and the distance to a teacher's logits.
 
-    ``lr`` is the peak for a batch of 128 and scales with ``batch``. Weight decay spares biases and BatchNorm.
-    ``augment`` crops at random and flips. ``bf16`` computes convolutions in bfloat16 under autocast.
+    ``lr`` is the peak for a batch of 128 and scales with ``batch``; weight decay spares biases, BatchNorm and ranges.
+    ``momentum`` is AdamW's first beta too. ``warm`` is the share of all steps with a linear warm-up. ``augment`` crops
+    at random and flips, ``cutout`` is the side of a hole in pixels. ``ema`` is the decay of an average of the network,
+    which is the result then. ``distill`` is the teacher's share of the loss; the teacher is the recipe's ``teacher``,
+    for a Q-graph without one the float parent.
+
+    A Q-graph's ranges are learned by ``quantizer``, a file of ``zoo/quant/learned``, at the rate ``lr_scale``: with SGD
+    in the publication's units and relative to ``lr``'s own peak as the publications have it (1 times ``lr``), with
+    AdamW as a share of the range per step. ``dampen``, ``freeze``, ``standardize`` (weight normalisation) and
+    ``sparsify`` are for a Q-graph too.
+
+    ``holdout`` images of the training split are not trained on but measured each epoch: tune on them, never on test
+    images. ``patience`` epochs at chance level refuse the run. ``bf16`` computes convolutions in bfloat16 under
+    autocast, ``compile`` needs a C++ compiler or a GPU.
     """
 
     epochs: int = 60
     batch: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warm: float = 0.05
     label_smoothing: float = 0.0
     augment: bool = True
+    cutout: int = 0
+    ema: float = 0.0
+    distill: float = 0.0
+    temperature: float = 1.0
+    quantizer: str = "lsq"
+    lr_scale: float | None = None
+    dampen: Dampen | None = None
+    freeze: Freeze | None = None
+    standardize: bool = False
+    sparsify: Sparsify | None = None
+    holdout: int = 0
+    patience: int = 5
     bf16: bool = True
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings under which nothing is learned."""
-        if self.epochs < 1 or self.batch < 1 or self.lr <= 0:
-            raise ValueError("epochs, batch and lr must be positive")
+        if self.epochs < 1 or self.batch < 1 or self.lr <= 0 or (self.lr_scale is not None and self.lr_scale < 0):
+            raise ValueError("epochs, batch and lr must be positive, lr_scale not negative")
         if not 0 <= self.label_smoothing < 1 or not 0 <= self.momentum < 1 or self.weight_decay < 0:
             raise ValueError("label_smoothing and momentum must be in [0, 1), weight_decay not negative")
+        if not 0 <= self.ema < 1 or not 0 <= self.distill <= 1 or self.temperature <= 0 or not 0 <= self.warm < 1:
+            raise ValueError("ema and warm must be in [0, 1), distill in [0, 1], temperature positive")
+        if min(self.holdout, self.cutout) < 0 or self.patience < 1:
+            raise ValueError("holdout and cutout must not be negative, patience must be positive")
+        known = names("zoo.quant.learned")
+        if self.quantizer not in known:
+            raise ValueError(f"quantizer {self.quantizer!r} is unknown (known: {', '.join(known)})")
+        if self.freeze is not None and (self.standardize or self.sparsify is not None):
+            raise ValueError("freeze holds integers of the weights themselves: leave out standardize and sparsify")
 
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the trained graph in eval mode.
 
-        Raises DataError for images without labels, QuantError for a loss that is not finite.
+        Raises DataError for images without labels, QuantError for a Q-graph that is not calibrated and a training that
+        diverges or stays at chance, RecipeError for a setting that this graph has no use for.
         """
-        labels = ctx.calibration.labels
-        if labels is None:
-            raise DataError("train: the images have no labels; train needs a data set, not a loader of images")
-        net = clone(net).train()
-        parameters = list(net.parameters())
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        quantized = any(isinstance(m, QNode) for m in net.modules())
+        self._check(net, ctx, quantized)
+        data = Data(ctx.calibration, device, holdout=self.holdout, augment=self.augment, cutout=self.cutout)
+        teacher = self._teacher(ctx, device)
+        snapshots = self._snapshots(net, teacher, ctx)
+        net = clone(net).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        learners = attach(net, self.quantizer, self.optimizer == "adamw") if quantized else []
+        if self.standardize:
+            standardize.start(net)
+        rate = self.lr * self.batch / 128
+        scale_rate = self.lr_scale if self.lr_scale is not None else (1e-3 if self.optimizer == "adamw" else rate)
+        parameters, parts = optimizers.groups(net, lr=rate, weight_decay=self.weight_decay, lr_scale=scale_rate)
         for p in parameters:
             p.requires_grad_(True)
-        decayed, spared = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
-        rate = self.lr * self.batch / 128
-        optimizer = torch.optim.SGD(
-            [{"params": decayed, "weight_decay": self.weight_decay}, {"params": spared, "weight_decay": 0.0}],
-            lr=rate, momentum=self.momentum, nesterov=self.momentum > 0,
+        loop = Loop(
+            net, torch.compile(net) if self.compile else net, data,
+            optimizers.optimizer(self.optimizer, parts, self.momentum),
+            Objective(self.label_smoothing, self.distill, self.temperature), lambda step: 1.0, ctx.generator(),
+            Log(ctx.position, int(data.labels.max()) + 1, self.patience), self.batch, self.epochs, self.bf16,
+            learners, teacher, Average(net, self.ema) if self.ema else None, self.dampen,
+            Frozen(net, self.freeze) if self.freeze else None, self.sparsify, snapshots,
         )  # fmt: skip
-        count = len(ctx.calibration)
-        per_epoch = max(1, count // self.batch)
-        total = per_epoch * self.epochs
-        generator = ctx.generator()
-        losses: list[float] = []
-        for step in ctx.progress(range(total), "train", total):
-            if step % per_epoch == 0:
-                order = torch.randperm(count, generator=generator)
-            rows = order[(step % per_epoch) * self.batch :][: self.batch]
-            x = ctx.calibration.augmented(rows, generator) if self.augment else ctx.calibration.at(rows)
-            loss = self._loss(net, x, labels[rows])
-            if not bool(torch.isfinite(loss)):
-                raise QuantError(f"train: the loss is not finite at step {step}; lower lr")
-            for group in optimizer.param_groups:
-                group["lr"] = rate * cosine(step, total, warm=0.05)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            losses.append(float(loss.detach()))
-        for p in parameters:
-            p.requires_grad_(False)
-        tail = losses[-per_epoch:]
-        ctx.log["train"] = {"steps": total, "loss_first": losses[0], "loss_last_epoch": sum(tail) / len(tail)}
-        return net.eval()
+        loop.rate = partial(SCHEDULES[self.schedule], total=loop.total, warm=self.warm)
+        loop.run(ctx.progress)
+        if loop.average is not None:
+            loop.average.write(net)
+        self._finish(net, loop, ctx)
+        return net.to("cpu").eval()
 
-    def _loss(self, net: fx.GraphModule, x: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            logits: Tensor = net(x).float()
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+    def _check(self, net: fx.GraphModule, ctx: Context, quantized: bool) -> None:
+        if quantized:
+            require_ranges(net, "train")
+        elif self.dampen or self.freeze or self.standardize or self.sparsify:
+            raise RecipeError("train: dampen, freeze, standardize and sparsify need a Q-graph; put the steps quantize "
+                              "and calibrate before it")  # fmt: skip
+        if self.distill and ctx.teacher is None and not quantized:
+            raise RecipeError("train.distill: a float network needs a teacher; name a model as the recipe's teacher")
+
+    def _teacher(self, ctx: Context, device: torch.device) -> fx.GraphModule | None:
+        if not self.distill:
+            return None
+        teacher = ctx.parent if ctx.teacher is None else ctx.teacher
+        return clone(teacher).to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+
+    def _snapshots(self, net: fx.GraphModule, teacher: fx.GraphModule | None, ctx: Context) -> Snapshots | None:
+        if ctx.work is None:
+            return None
+        parts = {
+            "settings": asdict(self), "seed": ctx.seed, "position": ctx.position, "code": __version__,
+            "torch": torch.__version__, "threads": torch.get_num_threads(), "cuda": torch.cuda.is_available(),
+            "formats": repr(net), "start": tensors_sha256(net.state_dict()), "images": ctx.calibration.digest(),
+            "teacher": "" if teacher is None else tensors_sha256(teacher.state_dict()),
+        }  # fmt: skip
+        identity = identity_of(parts)
+        return Snapshots(ctx.work / f"{ctx.position}-train-{identity[:12]}", identity)
+
+    @torch.no_grad()
+    def _finish(self, net: fx.GraphModule, loop: Loop, ctx: Context) -> None:
+        standardize.finish(net)
+        settle(net)
+        for p in net.parameters():
+            p.requires_grad_(False)
+            p.grad = None
+        name = "train" if "train" not in ctx.log else f"train_{ctx.position}"
+        last = loop.log.rows[-1]
+        ctx.log[name] = {"steps": loop.total, "loss_first": loop.first_loss, "loss_last_epoch": last["loss"]}
+        if loop.frozen is not None:
+            ctx.log[name]["frozen_percent"] = round(loop.frozen.share(), 3)
+        if last["holdout"] is not None:
+            ctx.log[name]["holdout_top1"] = last["holdout"]
+        ctx.curves += loop.log.rows

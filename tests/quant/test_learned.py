@@ -1,0 +1,167 @@
+"""Gradients of the learned quantizers against autograd on the formulas of their publications, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import QuantError
+from zoo.quant.learned._sawb import Sawb
+from zoo.quant.learned.lsq import Lsq
+from zoo.quant.learned.lsq_plus import LsqPlus
+from zoo.quant.learned.pact import Pact
+from zoo.quant.learned.tqt import Tqt
+from zoo.quant.quantizer import Quantizer
+from zoo.quant.spec import Format
+
+
+def quantizer(symmetric: bool = True, signed: bool = False, bits: int = 4, channels: int = 0) -> Quantizer:
+    granularity = "per_channel" if channels else "per_tensor"
+    made = Quantizer(Format(bits, symmetric, granularity), signed=signed, channels=channels)  # type: ignore[arg-type]
+    made.set_range(torch.full((max(1, channels),), -0.7), torch.full((max(1, channels),), 1.3))
+    return made
+
+
+def data(*shape: int) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(*shape), torch.randn(*shape)
+
+
+def through(x: Tensor) -> Tensor:
+    """Round straight-through."""
+    return x + (x.round() - x).detach()
+
+
+def test_lsq_plus_learns_scale_and_offset_as_published() -> None:
+    q = quantizer(symmetric=False)
+    x, grad = data(2, 300)
+    learner = LsqPlus(q, weight=False, relative=False)
+    assert learner.offset is not None
+    y = learner(x, q)
+    assert torch.equal(y, q(x))
+    y.backward(grad)
+    s = q.scale.detach().double().requires_grad_()
+    beta = (-q.zero_point * q.scale.detach()).double().requires_grad_()
+    # eq. 5-7 with codes that start at qmin
+    inside = (x.double() - beta) / s
+    clipped = inside.clamp(q.qmin, q.qmax)
+    (through(clipped) * s + beta).backward(grad.double())
+    gain = 1.0 / math.sqrt(300 * q.qmax)
+    assert torch.allclose(learner.value.grad.double(), s.grad * gain, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(learner.offset.grad.double(), beta.grad * gain, rtol=1e-3, atol=1e-4)
+
+
+def test_pact_moves_alpha_by_what_is_clipped() -> None:
+    q = quantizer()
+    x, grad = data(500)
+    learner = Pact.make(q, weight=False, relative=False)
+    alpha = float(q.scale.detach()) * q.qmax
+    assert float(learner.value.detach()) == pytest.approx(alpha)
+    learner(x, q).backward(grad)
+    assert float(learner.value.grad) == pytest.approx(float(grad[x >= alpha].sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_relative_units_change_the_unit_only(relative: bool) -> None:
+    q = quantizer()
+    x, grad = data(500)
+    learner = Lsq(q, weight=False, relative=relative)
+    assert torch.equal(learner(x, q), q(x))
+    learner(x, q).backward(grad)
+    q.scale.requires_grad_()
+    q(x).backward(grad)
+    unit = q.scale.detach() if relative else 1.0
+    assert torch.allclose(learner.value.grad, q.scale.grad * unit, rtol=1e-5)
+
+
+def test_tqt_follows_the_normalised_gradient_of_log2_t() -> None:
+    q = quantizer()
+    x, grad = data(500)
+    learner = Tqt(q, weight=False, relative=False)
+    threshold = learner.value.detach().double().requires_grad_()
+    s = torch.exp2(threshold) / q.qmax
+    (through((x.double() / s).clamp(q.qmin, q.qmax)) * s).backward(grad.double())
+    learner(x, q).backward(grad)
+    # the first running mean square is the gradient's own square
+    wanted = torch.tanh(threshold.grad / (threshold.grad.abs() + 1e-5))
+    assert torch.allclose(learner.value.grad.double(), wanted, rtol=1e-4)
+
+
+def test_tqt_keeps_power_of_two_scales() -> None:
+    q = Quantizer(Format(4, scale="pow2"), signed=True)
+    q.set_range(torch.tensor([-1.0]), torch.tensor([0.9]))
+    learner = Tqt(q, weight=True, relative=False)
+    assert torch.equal(learner.scale().detach(), q.scale.detach())
+    with torch.no_grad():
+        learner.value += 0.3
+    learner.settle(q)
+    exponent = float(torch.log2(q.scale.detach()))
+    assert exponent == round(exponent)
+
+
+def test_sawb_gives_the_published_range() -> None:
+    torch.manual_seed(0)
+    w = torch.randn(1, 100_000)
+    q = quantizer(signed=True, bits=4, channels=1)
+    learner = Sawb(q)
+    learner(w, q)
+    # a unit normal has E[w^2] = 1 and E|w| = sqrt(2 / pi)
+    alpha = 12.16637 - 12.19222 * math.sqrt(2 / math.pi)
+    assert float(learner.scale()) == pytest.approx(alpha / 8, rel=0.02)
+    with pytest.raises(QuantError, match="choose lsq"):
+        Sawb(quantizer(signed=True, bits=5))
+
+
+@pytest.mark.parametrize("kind", [Lsq, LsqPlus, Tqt])
+def test_a_negative_sign_negates_scale_and_keeps_codes_in_range(kind: type[Lsq]) -> None:
+    q = quantizer(signed=True, bits=3, channels=4)
+    w, grad = data(4, 60)
+    learner = kind(q, weight=True, relative=False)
+    sign = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    flipped = w * sign[:, None]
+    assert torch.equal(learner(w, q, sign), learner(flipped, q) * sign[:, None])
+    leaf, mirror = w.clone().requires_grad_(), flipped.clone().requires_grad_()
+    learner(leaf, q, sign).backward(grad)
+    first = learner.value.grad.clone()
+    learner.value.grad = None
+    if kind is Tqt:
+        learner = kind(q, weight=True, relative=False)
+    learner(mirror, q).backward(grad * sign[:, None])
+    assert torch.allclose(learner.value.grad, first, rtol=1e-4, atol=1e-6)
+    assert torch.equal(leaf.grad, mirror.grad * sign[:, None])
+
+
+def test_a_range_stays_positive_and_settles_into_the_quantizer() -> None:
+    q = quantizer()
+    before = float(q.scale.detach())
+    learner = Lsq(q, weight=False, relative=True)
+    with torch.no_grad():
+        learner.value.fill_(-5.0)
+    learner.limit()
+    learner.settle(q)
+    assert float(q.scale.detach()) == pytest.approx(before * 1e-3)
+
+
+@pytest.mark.parametrize("kind", [Lsq, LsqPlus, Pact, Tqt])
+@pytest.mark.parametrize("shape", [(64, 8), (4, 8, 6, 6)])
+def test_batchnorm_and_range_in_one_are_the_two_in_turn(kind: type[Lsq], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    u, grad = torch.randn(shape), torch.randn(shape)
+    if len(shape) == 4:
+        u = u.contiguous(memory_format=torch.channels_last)
+    q = quantizer(symmetric=kind is not LsqPlus)
+    found = []
+    for fused in (False, True):
+        norm = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(8)
+        nn.init.uniform_(norm.weight, -1.5, 1.5, torch.Generator().manual_seed(1))
+        learner, leaf = kind(q, weight=False, relative=False), u.clone().requires_grad_()
+        y = learner.normed(leaf, norm, q) if fused else learner(norm(leaf), q)
+        assert y is not None
+        y.backward(grad)
+        grads = [leaf.grad, *(p.grad for p in (*norm.parameters(), *learner.parameters()))]
+        found.append([y.detach(), *grads, norm.running_mean, norm.running_var, norm.num_batches_tracked])
+    for two, one in zip(*found, strict=True):
+        assert torch.allclose(one, two, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,114 @@
+"""Training a Q-graph whose layers keep their BatchNorm, and the merge into integers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+
+from tests.networks import config, images, small_resnet
+from tests.steps.test_steps import apply
+from zoo.context import Context, Images
+from zoo.errors import QuantError, RecipeError
+from zoo.graph.trace import trace
+from zoo.quant.layers import QWeighted
+from zoo.quant.merge import merge_batchnorm
+
+QUANTIZE: list[tuple[str, dict[str, Any]]] = [
+    ("quantize", {"batchnorm": "merge"}),
+    ("calibrate", {"weight": "mse", "act": "minmax", "images": 64}),
+]
+SHORT = {"epochs": 2, "batch": 16, "lr": 0.01, "bf16": False, "warm": 0.0, "patience": 99}
+
+
+def start(weight: int = 4, act: int = 4, count: int = 64) -> tuple[fx.GraphModule, Context]:
+    """Return a float graph some of whose BatchNorm factors are negative or zero, and labelled images."""
+    pictures = images(count)
+    labels = (pictures[:, 0].mean((1, 2)) > 0).long()
+    model = small_resnet()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight[::3] *= -1
+                module.weight[1] = 0.0
+    parent = trace(model, pictures[:1])
+    return parent, Context(config(weight, act), Images(pictures, labels=labels), parent)
+
+
+def layers(net: fx.GraphModule) -> list[QWeighted]:
+    return [m for m in net.modules() if isinstance(m, QWeighted)]
+
+
+@torch.no_grad()
+def test_quantizing_with_batchnorm_kept_changes_nothing_before_calibration() -> None:
+    net, ctx = start()
+    graph = apply(net, ctx, QUANTIZE[0])
+    assert sum(layer.norm is not None for layer in layers(graph)) == 7
+    assert torch.allclose(graph(images(8)), net(images(8)), atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weight", [2, 3, 4, 8])
+def test_merging_keeps_the_function_and_every_code(weight: int) -> None:
+    net, ctx = start(weight, 8)
+    graph = apply(net, ctx, *QUANTIZE)
+    merged = merge_batchnorm(graph)
+    assert all(layer.norm is None for layer in layers(merged))
+    for before, after in zip(layers(graph), layers(merged), strict=True):
+        column = [-1] + [1] * (before.weight.dim() - 1)
+        norm = before.norm
+        gain = torch.ones(len(before.bias)) if norm is None else norm.weight / (norm.running_var + norm.eps).sqrt()
+        wanted = before.quantized_weight() * gain.reshape(column)
+        assert torch.allclose(after.quantized_weight(), wanted, atol=1e-6, rtol=1e-5)
+    x, ours, theirs = images(16), graph, merged
+    a, b = ours(x), theirs(x)
+    # a last-bit difference of a convolution may move a tensor by one code
+    assert float((a - b).abs().mean()) < 0.01 * float(a.std())
+
+
+def test_integers_agree_with_the_trained_graph_in_eval_mode() -> None:
+    net, ctx = start(4, 8)
+    graph = apply(net, ctx, *QUANTIZE, ("train", SHORT))
+    assert any(bool((m.norm.weight < 0).any()) for m in layers(graph) if m.norm is not None)
+    integer = apply(graph, ctx, ("integerize", {"semantics": "float32"}))
+    x = ctx.calibration.at(slice(0, 64))
+    with torch.no_grad():
+        wanted, got = graph(x), integer(x)
+    assert float((wanted.argmax(1) == got.argmax(1)).float().mean()) > 0.95
+    assert float((wanted - got).abs().mean()) < 0.05 * float(wanted.std())
+
+
+@pytest.mark.parametrize("quantizer", ["lsq", "lsq_plus", "pact", "tqt"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_every_quantizer_learns(quantizer: str, optimizer: str) -> None:
+    net, ctx = start(3, 4)
+    rate = {"sgd": {"lr": 0.05}, "adamw": {"lr": 0.005}}[optimizer]
+    settings = SHORT | {"epochs": 6, "quantizer": quantizer, "optimizer": optimizer, "augment": False} | rate
+    before = apply(net, ctx, *QUANTIZE)
+    trained = apply(before, ctx, ("train", settings))
+    log = ctx.log["train"]
+    assert log["loss_last_epoch"] < 0.8 * log["loss_first"]
+    moved = [not torch.equal(a.out.scale, b.out.scale) for a, b in zip(layers(before), layers(trained), strict=True)]
+    assert all(moved) and all(layer.out.learner is None for layer in layers(trained))
+    apply(trained, ctx, ("integerize", {}))
+
+
+def test_steps_for_folded_layers_refuse_batchnorm_in_a_layer() -> None:
+    net, ctx = start()
+    for name in ("gptq", "adaround", "reconstruct", "distill", "correct_bias"):
+        with pytest.raises(QuantError, match="fold_batchnorm"):
+            apply(net, ctx, *QUANTIZE, (name, {}))
+
+
+def test_settings_that_a_graph_has_no_use_for_are_refused() -> None:
+    net, ctx = start()
+    with pytest.raises(RecipeError, match="Q-graph"):
+        apply(net, ctx, ("train", {"dampen": {}}))
+    with pytest.raises(RecipeError, match="teacher"):
+        apply(net, ctx, ("train", {"distill": 0.5}))
+    with pytest.raises(QuantError, match="calibrate"):
+        apply(net, ctx, QUANTIZE[0], ("train", {}))
+    with pytest.raises(RecipeError, match="known: lsq, lsq_plus, pact, tqt"):
+        apply(net, ctx, ("train", {"quantizer": "lsqq"}))

@@ -1,0 +1,221 @@
+"""The parts of a training, each against what it promises."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import fx, nn
+
+from tests.train.interrupted import SETTINGS, context, train
+from zoo import augment
+from zoo.context import Images
+from zoo.errors import DataError, QuantError, RecipeError
+from zoo.preprocess import Preprocess
+from zoo.quant.layers import QWeighted
+from zoo.recipe import Step, make_step
+from zoo.train.data import Data
+from zoo.train.ema import Average
+from zoo.train.freeze import Freeze, Frozen
+from zoo.train.layers import weight_codes, weight_scale
+from zoo.train.log import Epoch, Log
+from zoo.train.objective import Objective
+from zoo.train.schedule import SCHEDULES, rise
+from zoo.train.sparsify import largest, two_of_four
+
+PLAIN = {"epochs": 2, "batch": 16, "lr": 0.01, "bf16": False, "patience": 99}
+
+
+def q_graph(weight_steps: int = 2) -> fx.GraphModule:
+    """Return a calibrated Q-graph of 3-bit weights with BatchNorm."""
+    ctx = context()
+    net = ctx.parent
+    for name, fields in (("quantize", {"batchnorm": "merge"}), ("calibrate", {"images": 16})):
+        net = make_step(Step(name, dict(fields)), "test")(net, ctx)
+    return net
+
+
+def weighted(net: fx.GraphModule) -> list[QWeighted]:
+    return [m for m in net.modules() if isinstance(m, QWeighted)]
+
+
+def test_crops_are_windows_of_the_padded_picture() -> None:
+    torch.manual_seed(0)
+    pixels = torch.randint(1, 256, (64, 6, 6, 3), dtype=torch.uint8)
+    draws = torch.rand(64, 3)
+    out = augment.crop_and_flip(pixels, (6, 6), draws, 2)
+    padded = nn.functional.pad(pixels.permute(0, 3, 1, 2), (2, 2, 2, 2)).permute(0, 2, 3, 1)
+    for i, (a, b, flip) in enumerate(draws.tolist()):
+        window = padded[i, int(a * 5) : int(a * 5) + 6, int(b * 5) : int(b * 5) + 6]
+        assert torch.equal(out[i], window.flip(1) if flip < 0.5 else window)
+
+
+def test_larger_pictures_are_cropped_without_padding() -> None:
+    pixels = torch.full((32, 12, 12, 1), 7, dtype=torch.uint8)
+    assert bool((augment.crop_and_flip(pixels, (8, 8), torch.rand(32, 3), 4) == 7).all())
+
+
+def test_cutout_clears_one_square() -> None:
+    x = torch.ones(2, 3, 8, 8)
+    out = augment.cutout(x, torch.tensor([[0.5, 0.5], [0.0, 0.99]]), 4)
+    assert int((out[0] == 0).sum()) == 3 * 16 and bool((out[0, :, 2:6, 2:6] == 0).all())
+    assert int((out[1] == 0).sum()) == 3 * 2 * 3 and bool((out[1, :, :2, 5:] == 0).all())
+
+
+def test_images_held_out_are_never_trained_on_nor_calibrated_with() -> None:
+    pixels = torch.arange(100, dtype=torch.float32).reshape(100, 1, 1, 1)
+    images = Images(pixels, labels=torch.arange(100))
+    data = Data(images, torch.device("cpu"), holdout=30, augment=False, cutout=0)
+    held = {int(v) for x, _ in data.held_out() for v in x.flatten()}
+    seen = {int(v) for v in data.batch(torch.arange(len(data)), torch.Generator())[0].flatten()}
+    calibrated = {int(v) for x in images.batches(10, 70) for v in x.flatten()}
+    assert len(held) == 30 and len(seen) == 70 and not held & (seen | calibrated)
+    x, labels = data.batch(torch.arange(5), torch.Generator())
+    assert torch.equal(x.flatten().long(), labels)
+    with pytest.raises(DataError, match="holdout"):
+        Data(images, torch.device("cpu"), holdout=99, augment=False, cutout=0)
+
+
+def test_augmentation_of_uint8_images_normalises_like_evaluation() -> None:
+    pixels = torch.full((8, 4, 4, 1), 100, dtype=torch.uint8).numpy()
+    images = Images(pixels, Preprocess((4, 4), (50.0,), (10.0,)), torch.zeros(8, dtype=torch.int64))
+    x = images.augmented(torch.arange(8), torch.Generator().manual_seed(0), pad=0)
+    assert torch.equal(x, images.at(slice(0, 8))) and float(x[0, 0, 0, 0]) == 5.0
+
+
+def test_schedules_warm_up_and_fall() -> None:
+    for name, f in SCHEDULES.items():
+        values = [f(i, 100, warm=0.1) for i in range(100)]
+        assert values[0] == pytest.approx(0.1) and max(values) == pytest.approx(1.0, abs=0.02)
+        assert values == sorted(values) if name == "constant" else values[-1] < 0.02
+    assert rise(0, 100, 0.25, 0.1, 0.01) == 0.1 and rise(100, 100, 0.25, 0.1, 0.01) == pytest.approx(0.01)
+
+
+def test_objective_is_cross_entropy_and_scaled_divergence() -> None:
+    torch.manual_seed(0)
+    logits, target, labels = torch.randn(6, 5), torch.randn(6, 5), torch.arange(6) % 5
+    teaching = (target.softmax(1) * (target.log_softmax(1) - logits.log_softmax(1))).sum(1).mean()
+    entropy = nn.functional.cross_entropy(logits, labels)
+    assert torch.allclose(Objective(share=0.3)(logits, labels, target), 0.7 * entropy + 0.3 * teaching)
+    warm = Objective(share=1.0, temperature=2.0)(logits, labels, target)
+    soft = ((target / 2).softmax(1) * ((target / 2).log_softmax(1) - (logits / 2).log_softmax(1))).sum(1).mean()
+    assert torch.allclose(warm, 4 * soft)
+
+
+def test_average_follows_its_formula() -> None:
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, 1.0)
+    average = Average(net, 0.999)
+    expected = 1.0
+    for n in range(3):
+        nn.init.constant_(net.weight, float(n))
+        average.update(net)
+        decay = (1 + n) / (10 + n)
+        expected = decay * expected + (1 - decay) * n
+    average.write(net)
+    assert float(net.weight.detach()) == pytest.approx(expected)
+
+
+def test_a_run_at_chance_or_with_nan_is_refused() -> None:
+    log = Log(0, 10, 2)
+    with pytest.raises(QuantError, match="step 7"):
+        log.finite(torch.tensor(float("nan")), 7)
+    for right in (10, 90, 10):
+        log.close(Epoch(2.3, right, 100, 1), step=1, lr=0.1, holdout=None, seconds=1.0)
+    with pytest.raises(QuantError, match="2 epochs at chance"):
+        log.close(Epoch(2.3, 14, 100, 1), step=1, lr=0.1, holdout=None, seconds=1.0)
+    with pytest.raises(QuantError, match="not finite"):
+        train(None, PLAIN | {"lr": 1e30})
+
+
+def test_masks_keep_the_largest() -> None:
+    weight = torch.tensor([[3.0, -1.0, 0.5, -2.0], [0.1, 0.2, 0.3, 0.4]]).reshape(2, 4, 1, 1)
+    assert two_of_four(weight).flatten(1).tolist() == [[1, 0, 0, 1], [0, 0, 1, 1]]
+    assert largest(weight, 0.5).flatten(1).tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "2:4"])
+def test_zeros_reach_the_integers(kind: str) -> None:
+    ctx = context()
+    net = ctx.parent
+    settings = PLAIN | {"epochs": 8, "sparsify": {"kind": kind, "share": 0.5, "until": 0.25}}
+    steps = [
+        ("quantize", {"batchnorm": "merge"}),
+        ("calibrate", {"images": 16}),
+        ("train", settings),
+    ]
+    for ctx.position, (name, fields) in enumerate([*steps, ("integerize", {})]):
+        net = make_step(Step(name, dict(fields)), "test")(net, ctx)
+    program = net.meta["program"]
+    names = [n.name for n in program.nodes if n.weight is not None]
+    zeros = [float((program.tensors[f"{n}.weight"] == 0).float().mean()) for n in names]
+    # the first layer stays dense; the others have at least the zeros of the mask
+    assert all(share >= 0.5 for share in zeros[1:])
+    if kind == "2:4":
+        codes = program.tensors[f"{names[1]}.weight"].movedim(1, -1).reshape(-1, 4)
+        assert int((codes != 0).sum(1).max()) <= 2
+
+
+def test_dampening_pulls_weights_to_their_bins() -> None:
+    def distance(extra: dict[str, object]) -> float:
+        ctx = context()
+        net = ctx.parent
+        settings = PLAIN | {"epochs": 6, "lr": 0.05} | extra
+        for name, fields in (("quantize", {"batchnorm": "merge"}), ("calibrate", {"images": 16}), ("train", settings)):
+            net = make_step(Step(name, dict(fields)), "test")(net, ctx)
+        with torch.no_grad():
+            layer = weighted(net)[1]
+            return float((layer.latent() - layer.quantized_weight()).square().mean())
+
+    assert distance({"dampen": {"weight": 300.0, "start": 0.0}}) < 0.5 * distance({})
+
+
+@torch.no_grad()
+def test_a_weight_that_oscillates_is_frozen_at_its_mean_integer() -> None:
+    net = q_graph()
+    layer = weighted(net)[1]
+    scale = weight_scale(layer).expand_as(layer.weight)
+    layer.weight.copy_(scale * 0.9)
+    frozen = Frozen(net, Freeze(high=0.05, low=0.05, momentum=0.02, start=0.0))
+    frozen.update(0, 100)
+    for i in range(40):
+        # mostly at 1, now and then at 0
+        layer.weight[0, 0, 0, 0] = scale[0, 0, 0, 0] * (0.1 if i % 4 == 0 else 0.9)
+        frozen.update(i + 1, 100)
+    mask = frozen.state["0.frozen"]
+    assert bool(mask[0, 0, 0, 0]) and int(mask.sum()) == 1 and 0 < frozen.share() < 1
+    layer.weight[0, 0, 0, 0] = -10.0
+    frozen.update(41, 100)
+    assert float(weight_codes(layer)[0, 0, 0, 0]) == 1.0
+
+
+def test_normalised_weights_become_the_layers_own() -> None:
+    ctx = context()
+    net = ctx.parent
+    settings = PLAIN | {"standardize": True}
+    for name, fields in (("quantize", {"batchnorm": "merge"}), ("calibrate", {"images": 16}), ("train", settings)):
+        net = make_step(Step(name, dict(fields)), "test")(net, ctx)
+    low = weighted(net)[1]
+    assert low.standard_deviation is None and float(low.weight.flatten(1).mean(1).abs().max()) < 1e-6
+
+
+def test_change_bits_keeps_the_range_and_refuses_what_is_not_there() -> None:
+    net, ctx = q_graph(), context()
+    wider = make_step(Step("change_bits", {"old": 3, "new": 5}), "test")(net, ctx)
+    before, after = (weighted(n)[1].weight_quantizer for n in (net, wider))
+    assert (after.fmt.bits, before.fmt.bits) == (5, 3) and torch.allclose(after.scale * 4, before.scale)
+    assert weighted(wider)[0].weight_quantizer.fmt.bits == 8
+    with torch.no_grad():
+        x = context().calibration.at(slice(0, 8))
+        ends = [quantizer.range()[0] for quantizer in (before, after)]
+        assert torch.allclose(*ends) and wider(x).shape == net(x).shape
+    with pytest.raises(RecipeError, match="7 bits"):
+        make_step(Step("change_bits", {"old": 7, "new": 5}), "test")(net, ctx)
+
+
+def test_without_a_work_folder_nothing_is_written_and_the_result_is_the_same() -> None:
+    first, ctx = train(None, SETTINGS)
+    second, _ = train(None, SETTINGS)
+    assert all(torch.equal(t, second[n]) for n, t in first.items())
+    assert len(ctx.curves) == SETTINGS["epochs"] and math.isfinite(ctx.curves[-1]["holdout"])

@@ -1,0 +1,95 @@
+"""A killed training goes on where it was, to the same bits; a snapshot of anything else is not taken."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from tests.train.interrupted import SETTINGS, train
+from zoo.train import loop
+from zoo.train.checkpoint import Snapshots
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_killed_twice_it_ends_in_the_bytes_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    # in the first epoch, then in the last one
+    for step in (2, 8):
+        code = [sys.executable, "-m", "tests.train.interrupted", str(tmp_path), str(step)]
+        assert subprocess.run(code, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+        (folder,) = tmp_path.iterdir()
+        assert f"step-{step - 1:09d}.json" in {p.name for p in folder.iterdir()}
+        assert len(list(folder.glob("step-*.json"))) in (1, 2)
+    resumed, _ = train(tmp_path, SETTINGS)
+    whole, _ = train(None, SETTINGS)
+    assert save(resumed) == save(whole)
+
+
+def interrupted(work: Path, settings: dict[str, object], at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave snapshots of a training that stopped."""
+
+    class Stop(Exception):
+        pass
+
+    write = loop.Loop.save
+
+    def fatal(self: loop.Loop) -> None:
+        write(self)
+        if self.step == at:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "SAVE_SECONDS", 0.0)
+        patch.setattr(loop.Loop, "save", fatal)
+        with pytest.raises(Stop):
+            train(work, settings)
+
+
+def resumed_at(work: Path, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch, count: int = 64) -> int:
+    """Return the step that a training starts from."""
+    seen: list[int] = []
+    advance = loop.Loop._advance
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "_advance", lambda self, step: (seen.append(step), advance(self, step))[1])
+        train(work, settings, count)
+    return seen[0]
+
+
+def test_only_a_snapshot_of_the_same_training_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(tmp_path, SETTINGS, 4, monkeypatch)
+    assert resumed_at(tmp_path, SETTINGS | {"lr": 0.03}, monkeypatch) == 0
+    assert resumed_at(tmp_path, SETTINGS, monkeypatch, count=80) == 0
+    assert resumed_at(tmp_path, SETTINGS, monkeypatch) == 4
+
+
+def test_a_damaged_snapshot_falls_back_to_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(tmp_path, SETTINGS, 5, monkeypatch)
+    newest = max(tmp_path.glob("*/step-*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert resumed_at(tmp_path, SETTINGS, monkeypatch) == 4
+
+
+def test_the_last_two_are_kept(tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path, "identity")
+    for step in (1, 2, 3):
+        snapshots.save(step, {"w": torch.full((2,), float(step))}, {"fact": step})
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"step-{step:09d}.{end}" for step in (2, 3) for end in ("json", "safetensors")
+    ]
+    found = snapshots.latest()
+    assert found is not None and found[1]["fact"] == 3 and found[0]["w"].tolist() == [3.0, 3.0]
+    assert Snapshots(tmp_path, "another").latest() is None

@@ -1,0 +1,1 @@
+"""Quantizers whose range is learned in training; one file each, named by ``train: {quantizer: NAME}``."""

@@ -1,0 +1,76 @@
+"""BatchNorm in training, ReLU and learned range as one operation; it keeps no more than BatchNorm and ReLU do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zoo.quant import ops
+
+
+def fits(u: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
+    """Tell whether ``NormedRange`` can stand for this BatchNorm: in training, with all its parts, on the CPU."""
+    whole = norm.affine and norm.track_running_stats and norm.momentum is not None
+    return norm.training and whole and u.device.type == "cpu" and (u.dim() == 2 or ops.channels_last(u))
+
+
+class NormedRange(torch.autograd.Function):
+    """``y`` of ``LearnedRange`` for ``x = BatchNorm(u)``; ``u`` is ``[N, C]`` or channels_last ``[N, C, H, W]``.
+
+    The normalised tensor is quantized in place and computed again in the backward pass, piece by piece.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, u: Tensor, gamma: Tensor, beta: Tensor,
+        running: tuple[Tensor, Tensor], momentum: float, eps: float, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, gain: float,
+        rounding: bool,
+    ) -> Tensor:  # fmt: skip
+        y, mean, deviation = torch.native_batch_norm(u, gamma, beta, *running, True, momentum, eps)
+        s = scale.detach().float()
+        inverse, step, zero = float(1.0 / s), float(s), float(zero_point)
+        piece = torch.empty(ops.CHUNK if y.dtype != torch.float32 else 0)
+        for target in torch.split(ops.flat(y), ops.CHUNK):
+            code = target if y.dtype == torch.float32 else piece[: target.numel()]
+            torch.mul(target, inverse, out=code)
+            torch.mul(code.round_().clamp_(qmin - zero, qmax - zero), step, out=target)
+        ctx.save_for_backward(u, y, gamma, beta, mean, deviation, scale, zero_point)
+        ctx.rest = (eps, qmin, qmax, gain, rounding)  # type: ignore[attr-defined]
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        u, y, gamma, beta, mean, deviation, scale, zero_point = ctx.saved_tensors
+        eps, qmin, qmax, gain, rounding = ctx.rest
+        factor = (gamma * deviation).float()
+        shift = (beta - mean * factor).float()
+        s = scale.detach().float()
+        low, high = float((qmin - zero_point) * s), float((qmax - zero_point) * s)
+        grad_x = torch.empty_like(u)
+        grad = torch.empty_like(u).copy_(grad) if grad.stride() != u.stride() else grad
+        learn, moves = ctx.needs_input_grad[6], ctx.needs_input_grad[7]
+        width = len(factor)
+        rows = max(1, ops.CHUNK // width) * width
+        scratch = torch.empty(3, min(rows, u.numel()), dtype=torch.float32)
+        inner, outside = [], []
+        for source, result, g, out in zip(*(torch.split(ops.flat(t), rows) for t in (u, y, grad, grad_x)), strict=True):
+            x, g32, y32 = scratch[:, : source.numel()]
+            torch.addcmul(shift, source.view(-1, width), factor, out=x.view(-1, width))
+            if source.dtype == torch.float32:
+                g32, y32, passed = g, result, out
+            else:
+                g32, y32 = g32.copy_(g), y32.copy_(result)
+                passed = g32 if not (learn or moves) else torch.empty_like(g32)
+            torch.ops.aten.hardtanh_backward.grad_input(g32, x, low, high, grad_input=passed)
+            if learn:
+                inner.append(torch.dot(g32, y32) - torch.dot(passed, x if rounding else y32))
+            if moves:
+                outside.append(g32.sum() - passed.sum())
+            if passed is not out:
+                out.copy_(passed)
+        slope = (torch.stack(inner).sum() * gain / s).reshape(scale.shape) if learn else None
+        moved = (-torch.stack(outside).sum() * gain * s).reshape(zero_point.shape) if moves else None
+        grads = torch.ops.aten.native_batch_norm_backward(
+            grad_x, u, gamma, None, None, mean, deviation, True, eps, [True, True, True]
+        )
+        return *grads, None, None, None, slope, moved, None, None, None, None

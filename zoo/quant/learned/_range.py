@@ -1,0 +1,77 @@
+"""Fake quantization whose range has a gradient, in one pass through the caches each way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from zoo.quant import ops
+
+
+class LearnedRange(torch.autograd.Function):
+    """``y = (clamp(round(x / s) + z) - z) s``, straight-through for x inside the range.
+
+    The gradient of the scale is that of LSQ (Esser et al. 2020, eq. 3): ``(y - [inside] x) / s``, times ``gain``. It is
+    computed from the output, which the next layer keeps anyway, so nothing is rounded a second time. Without
+    ``rounding`` it lacks the part inside the range, which is PACT's (Choi et al. 2018, eq. 2). The gradient of the
+    zero point, where asked for, is ``-s`` outside the range (Bhalgat et al. 2020, eq. 7, with z = -beta / s).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int,
+        axis: int | None, gain: float, rounding: bool,
+    ) -> Tensor:  # fmt: skip
+        x = ops.dense(x)
+        y = ops.fake_quantize(x, scale, zero_point, qmin, qmax, axis)
+        ctx.save_for_backward(x, y, scale, zero_point)
+        ctx.rest = (qmin, qmax, axis, gain, rounding)  # type: ignore[attr-defined]
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, y, scale, zero_point = ctx.saved_tensors
+        qmin, qmax, axis, gain, rounding = ctx.rest
+        rest = (None, None, None, None, None)
+        learn, shift = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+        if axis is not None and scale.numel() > 1:
+            s, z = ops.expand(scale, x, axis), ops.expand(zero_point, x, axis)
+            ends = (qmin - z) * s, (qmax - z) * s
+            inside = (x > torch.minimum(*ends)).logical_and_(x < torch.maximum(*ends))
+            grad_x = grad * inside
+            dims = [d for d in range(x.dim()) if d != axis]
+            slope = (grad * y - grad_x * (x if rounding else y)).sum(dims) / scale if learn else None
+            return grad_x, None if slope is None else slope * gain, None, *rest
+        s = scale.detach().float()
+        low, high = sorted((float((qmin - zero_point) * s), float((qmax - zero_point) * s)))
+        # empty_like keeps the memory order of x, which grad then has to share
+        grad_x = torch.empty_like(x)
+        grad = torch.empty_like(x).copy_(grad) if grad.stride() != x.stride() else grad
+        inner, outside = [], []
+        for source, result, g, out, a, b in _pieces(x, y, grad, grad_x):
+            torch.ops.aten.hardtanh_backward.grad_input(g, source, low, high, grad_input=out)
+            if learn:
+                inner.append(_dot(g, result, a, b) - _dot(out, source if rounding else result, a, b))
+            if shift:
+                outside.append(g.sum(dtype=torch.float32) - out.sum(dtype=torch.float32))
+        slope = (torch.stack(inner).sum() * gain / s).reshape(scale.shape) if learn else None
+        moved = (-torch.stack(outside).sum() * gain * s).reshape(zero_point.shape) if shift else None
+        return grad_x, slope, moved, *rest
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield equal pieces of dense tensors of one shape and layout, and two float32 scratches of the piece's size."""
+    size = max(tensors[0].numel(), 1)
+    if tensors[0].device.type == "cpu":
+        size = min(size, ops.CHUNK)
+    short = tensors[0].dtype != torch.float32
+    scratch = tensors[0].new_empty((2, size if short else 0), dtype=torch.float32)
+    for parts in zip(*(torch.split(ops.flat(t), size) for t in tensors), strict=True):
+        yield (*parts, *scratch[:, : parts[0].numel()])
+
+
+def _dot(u: Tensor, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return the scalar product in float32; ``a`` and ``b`` take the factors where they are shorter."""
+    return torch.dot(u, v) if u.dtype == torch.float32 else torch.dot(a.copy_(u), b.copy_(v))

@@ -1,0 +1,32 @@
+"""LSQ+ (Bhalgat et al. 2020): a learned offset beside the learned scale."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zoo.quant.learned.lsq import Lsq
+from zoo.quant.quantizer import Quantizer
+
+
+class LsqPlus(Lsq):
+    """As LSQ, and for affine formats the offset ``beta`` is learned (eq. 5-7).
+
+    Integer arithmetic needs an exact zero, so the offset in use is the nearest multiple of the scale:
+    ``z = round(-beta / s)``, with a straight-through gradient. Weights and tensors behind a ReLU have no offset.
+    """
+
+    def __init__(self, quantizer: Quantizer, *, weight: bool, relative: bool) -> None:
+        """Start from the calibrated scale and zero point."""
+        super().__init__(quantizer, weight=weight, relative=relative)
+        free = not weight and not quantizer.fmt.symmetric
+        offset = -quantizer.zero_point * quantizer.scale.detach() / self.unit
+        self.offset = nn.Parameter(offset) if free else None
+
+    def zero_point(self, quantizer: Quantizer) -> Tensor:
+        """Return ``round(-beta / s)`` within the codes."""
+        if self.offset is None:
+            return quantizer.zero_point
+        real = (-self.offset * self.unit / self.scale()).clamp(quantizer.qmin, quantizer.qmax)
+        # the difference is exactly zero: the value is an integer, the gradient passes
+        return torch.round(real.detach()) + (real - real.detach())

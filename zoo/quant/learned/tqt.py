@@ -1,0 +1,52 @@
+"""Trained quantization thresholds (Jain et al. 2020) with normalised gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zoo.quant.learned._learner import Learner
+from zoo.quant.quantizer import Quantizer
+
+_BETA, _EPS = 0.9, 1e-5
+
+
+class Tqt(Learner):
+    """``log2 t`` of the upper clipping value t is learned.
+
+    ``dy / dlog2 t = ln 2 (y - x)`` inside the range, ``ln 2`` times the clipped value outside (eq. 7-8). Each gradient
+    is divided by the root of its running mean square and goes through tanh (appendix B.2), so one rate fits all layers.
+    A power-of-two format takes ``s = 2^ceil(log2 t - log2 qmax)``, as published; a float one takes t as it is.
+    """
+
+    square: Tensor
+    count: Tensor
+    reach: Tensor
+
+    def __init__(self, quantizer: Quantizer, *, weight: bool, relative: bool) -> None:
+        """Start from the calibrated range; ``relative`` changes nothing, a logarithm is relative."""
+        super().__init__(quantizer.scale, torch.ones_like(quantizer.scale), False)
+        reach = torch.clamp(quantizer.qmax - quantizer.zero_point, min=1).expand_as(quantizer.scale)
+        self.register_buffer("reach", torch.log2(reach))
+        self.value = nn.Parameter(torch.log2(quantizer.scale.detach()) + self.reach)
+        self.register_buffer("square", torch.zeros_like(self.value))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.power_of_two = quantizer.fmt.scale == "pow2"
+        self.value.register_hook(self._normalise)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def _normalise(self, grad: Tensor) -> Tensor:
+        self.square.mul_(_BETA).add_(grad.square(), alpha=1 - _BETA)
+        self.count += 1
+        mean = self.square / (1 - _BETA ** int(self.count))
+        return torch.tanh(grad / (mean.sqrt() + _EPS))
+
+    def scale(self) -> Tensor:
+        """Return the scale, differentiable in log2 t."""
+        exponent = self.value - self.reach
+        if self.power_of_two:
+            exponent = torch.ceil(exponent.detach() - 1e-6) + (exponent - exponent.detach())
+        return torch.exp2(exponent)
+
+    def limit(self) -> None:
+        """A logarithm may have any sign."""

@@ -1,0 +1,1 @@
+"""What the step train is made of."""

@@ -1,0 +1,76 @@
+"""Iterative freezing of oscillating weights (Nagel et al. 2022, section 4.3, algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from zoo.train.layers import low_bit, weight_codes, weight_scale
+from zoo.train.schedule import rise
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Freezes a weight's integer once its oscillations are frequent.
+
+    An oscillation is a change of the integer against the direction of the change before. Its frequency is an
+    exponential moving average with ``momentum``; beyond a threshold that falls from ``high`` to ``low`` on half a
+    cosine after the share ``start`` of all steps, the integer stays at its own rounded moving average.
+    """
+
+    high: float = 0.1
+    low: float = 0.01
+    momentum: float = 1e-3
+    start: float = 0.25
+
+    def __post_init__(self) -> None:
+        """Refuse thresholds that freeze everything at the first oscillation."""
+        if not 0 < self.momentum < 1 or not 0 <= self.start < 1:
+            raise ValueError("momentum must be in (0, 1) and start in [0, 1)")
+        if self.low < 2 * self.momentum or self.high < self.low:
+            raise ValueError("low must be at least twice momentum, and high at least low")
+
+
+class Frozen:
+    """What is known of each weight of the low-bit layers, and which are frozen."""
+
+    def __init__(self, net: fx.GraphModule, settings: Freeze) -> None:
+        """Start with nothing frozen."""
+        self.settings, self.layers = settings, low_bit(net)
+        self.state: dict[str, Tensor] = {}
+        for i, layer in enumerate(self.layers):
+            codes = weight_codes(layer)
+            self.state |= {
+                f"{i}.codes": codes, f"{i}.mean": codes.clone(), f"{i}.direction": torch.zeros_like(codes),
+                f"{i}.frequency": torch.zeros_like(codes), f"{i}.frozen": torch.zeros_like(codes, dtype=torch.bool),
+            }  # fmt: skip
+
+    @torch.no_grad()
+    def update(self, step: int, total: int) -> None:
+        """Count oscillations after a step of the optimizer, freeze, and put frozen weights back onto their integers."""
+        m = self.settings.momentum
+        active = step >= self.settings.start * total
+        limit = rise(step, total, self.settings.start, self.settings.high, self.settings.low)
+        for i, layer in enumerate(self.layers):
+            codes, mean, direction, frequency, frozen = (
+                self.state[f"{i}.{key}"] for key in ("codes", "mean", "direction", "frequency", "frozen")
+            )
+            now = torch.where(frozen, codes, weight_codes(layer))
+            change = torch.sign(now - codes)
+            oscillates = (change != 0) & (change == -direction)
+            frequency.mul_(1 - m).add_(oscillates.to(frequency.dtype), alpha=m)
+            mean.lerp_(now, m)
+            direction.copy_(torch.where(change != 0, change, direction))
+            codes.copy_(now)
+            if active:
+                fresh = (frequency > limit) & ~frozen
+                codes.copy_(torch.where(fresh, torch.round(mean), codes))
+                frozen |= fresh
+            layer.weight.copy_(torch.where(frozen, codes * weight_scale(layer), layer.weight))
+
+    def share(self) -> float:
+        """Return the share of frozen weights, in percent of the layers looked after."""
+        parts = [t for name, t in self.state.items() if name.endswith(".frozen")]
+        return 100.0 * sum(int(t.sum()) for t in parts) / max(1, sum(t.numel() for t in parts))

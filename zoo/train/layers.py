@@ -1,0 +1,42 @@
+"""Which layers of a Q-graph the stabilizers look after, and their codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from zoo.quant import ops
+from zoo.quant.layers import QWeighted
+from zoo.quant.quantizer import signed_scale
+
+LOW = 4  # bits: weights above it do not oscillate enough to matter (Nagel et al. 2022)
+
+
+def low_bit(net: fx.GraphModule) -> list[QWeighted]:
+    """Return the layers whose weights have at most 4 bits."""
+    return [m for m in net.modules() if isinstance(m, QWeighted) and m.weight_quantizer.fmt.bits <= LOW]
+
+
+@torch.no_grad()
+def weight_scale(layer: QWeighted) -> Tensor:
+    """Return the scale in use, signed, in a shape that broadcasts over the weight."""
+    quantizer = layer.weight_quantizer
+    scale = quantizer.scale if quantizer.learner is None else quantizer.learner.scale()
+    signed, axis = signed_scale(scale.detach(), layer.sign(), quantizer.axis)
+    return ops.expand(signed, layer.weight, axis)
+
+
+@torch.no_grad()
+def weight_limits(layer: QWeighted) -> tuple[Tensor, Tensor]:
+    """Return the smallest and largest weight that is not clipped, broadcasting over the weight."""
+    quantizer, scale = layer.weight_quantizer, weight_scale(layer)
+    zero = ops.expand(quantizer.zero_point, layer.weight, quantizer.axis)
+    ends = ((quantizer.qmin - zero) * scale, (quantizer.qmax - zero) * scale)
+    return torch.minimum(*ends), torch.maximum(*ends)
+
+
+@torch.no_grad()
+def weight_codes(layer: QWeighted) -> Tensor:
+    """Return the centred integer codes of the latent weight, float32 in the weight's shape."""
+    low, high = weight_limits(layer)
+    return torch.round(layer.latent().clamp(low, high) / weight_scale(layer))

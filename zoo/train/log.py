@@ -1,0 +1,104 @@
+"""What a training reports while it runs: an epoch's row, its CSV, and scalars for TensorBoard where asked for."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.errors import DataError, QuantError
+
+COLUMNS = ("position", "epoch", "step", "lr", "loss", "accuracy", "holdout", "images_per_second")
+
+
+@dataclass
+class Epoch:
+    """Sums over the steps of an epoch."""
+
+    loss: float = 0.0
+    right: int = 0
+    seen: int = 0
+    steps: int = 0
+
+    def add(self, loss: float, right: int, count: int) -> None:
+        """Count one step's mean loss and its correct images."""
+        self.loss += loss
+        self.right += right
+        self.seen += count
+        self.steps += 1
+
+    def line(self) -> str:
+        """Return the epoch so far for a progress bar."""
+        return f"loss {self.loss / max(1, self.steps):.3f}, {100 * self.right / max(1, self.seen):.1f} %"
+
+
+@dataclass
+class Log:
+    """The epochs so far, as rows of a CSV; refuses a training that learns nothing.
+
+    ``patience`` epochs in a row at chance (below 1.5 times 1 / classes of the training images right) end it.
+    """
+
+    position: int
+    classes: int
+    patience: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def finite(self, loss: Tensor, step: int) -> float:
+        """Return the loss as a number; QuantError unless it is finite."""
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise QuantError(f"train: the loss is not finite at step {step}; lower lr")
+        return value
+
+    def close(self, epoch: Epoch, *, step: int, lr: float, holdout: float | None, seconds: float) -> None:
+        """Add an epoch; QuantError when the last ``patience`` ones were at chance."""
+        self.rows.append({
+            "position": self.position, "epoch": len(self.rows) + 1, "step": step, "lr": lr,
+            "loss": epoch.loss / epoch.steps, "accuracy": 100.0 * epoch.right / epoch.seen, "holdout": holdout,
+            "images_per_second": round(epoch.seen / max(seconds, 1e-9), 1),
+        })  # fmt: skip
+        _tensorboard(self.rows[-1])
+        last = self.rows[-self.patience :]
+        if len(last) == self.patience and all(row["accuracy"] < 150.0 / self.classes for row in last):
+            raise QuantError(
+                f"train: {self.patience} epochs at chance level ({last[-1]['accuracy']:.1f} % of {self.classes} "
+                "classes); lower lr, or start from more bits"
+            )
+
+
+def csv_text(rows: list[dict[str, Any]]) -> str:
+    """Return rows as CSV; an empty cell is a value that was not measured."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    return out.getvalue()
+
+
+def right(logits: Tensor, labels: Tensor) -> int:
+    """Return how many images ``[N, K]`` are classified right."""
+    with torch.no_grad():
+        return int((logits.argmax(1) == labels).sum())
+
+
+def _tensorboard(row: dict[str, Any]) -> None:
+    folder = os.environ.get("ZOO_TENSORBOARD")
+    if not folder:
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise DataError("ZOO_TENSORBOARD is set, but tensorboard is not installed; install lowbit-zoo[tensorboard] "
+                        "or unset it") from None  # fmt: skip
+    with SummaryWriter(folder) as writer:
+        for key in ("lr", "loss", "accuracy", "holdout"):
+            if row[key] is not None:
+                writer.add_scalar(f"{row['position']}/{key}", row[key], row["epoch"])

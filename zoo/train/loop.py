@@ -1,0 +1,177 @@
+"""Steps of a training, from the first or from a snapshot to the last."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from zoo.quant.quantizer import RangeLearner
+from zoo.train import log as report
+from zoo.train import optimizer as optimizers
+from zoo.train.checkpoint import Snapshots
+from zoo.train.dampen import Dampen
+from zoo.train.data import Data
+from zoo.train.ema import Average
+from zoo.train.freeze import Frozen
+from zoo.train.log import Epoch, Log
+from zoo.train.objective import Objective, opinion
+from zoo.train.sparsify import Sparsify
+
+SAVE_SECONDS = 60.0
+
+
+@dataclass
+class Loop:
+    """A training: what it changes, what it learns from, and what it leaves for a later start.
+
+    ``rate`` gives the factor of all peak rates at a step. ``forward`` is the network, perhaps compiled. Everything
+    random comes from ``generator``, so a snapshot of it and of the order of images makes a resumed run equal to an
+    uninterrupted one to the bit, on the CPU.
+    """
+
+    net: fx.GraphModule
+    forward: Callable[[Tensor], Tensor]
+    data: Data
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    rate: Callable[[int], float]
+    generator: torch.Generator
+    log: Log
+    batch: int
+    epochs: int
+    bf16: bool
+    learners: list[RangeLearner] = field(default_factory=list)
+    teacher: fx.GraphModule | None = None
+    average: Average | None = None
+    dampen: Dampen | None = None
+    frozen: Frozen | None = None
+    sparsify: Sparsify | None = None
+    snapshots: Snapshots | None = None
+
+    def __post_init__(self) -> None:
+        """Start at the first step."""
+        self.peaks = [float(g["lr"]) for g in self.optimizer.param_groups]
+        self.step, self.epoch = 0, Epoch()
+        self.first_loss = 0.0
+        self.order = torch.empty(0, dtype=torch.int64)
+        self.per_epoch = max(1, len(self.data) // self.batch)
+        self.total = self.per_epoch * self.epochs
+
+    def run(self, progress: Callable[[Iterable[Any], str, int | None], Iterable[Any]]) -> None:
+        """Train to the last step; raises QuantError for a training that diverges or learns nothing."""
+        if self.snapshots is not None:
+            found = self.snapshots.latest()
+            if found is not None:
+                self._restore(*found)
+        saved = started = time.monotonic()
+        steps = progress(range(self.step, self.total), "train", self.total - self.step)
+        show = getattr(steps, "set_postfix_str", None)
+        for step in steps:
+            if step % self.per_epoch == 0:
+                self.order = torch.randperm(len(self.data), generator=self.generator)
+                self.epoch, started = Epoch(), time.monotonic()
+            before = self.epoch.seen
+            self._advance(step)
+            self.step = step + 1
+            now = time.monotonic()
+            if show is not None and (step % 10 == 0):
+                show(f"{self.epoch.line()}, {(self.epoch.seen - before) * 1.0 / max(1e-9, now - self._began):.0f} im/s")
+            if self.step % self.per_epoch == 0:
+                self._close(now - started)
+            if self.snapshots is not None and (now - saved >= SAVE_SECONDS or self.step == self.total):
+                self.save()
+                saved = time.monotonic()
+
+    def _advance(self, step: int) -> None:
+        self._began = time.monotonic()
+        rows = self.order[(step % self.per_epoch) * self.batch :][: self.batch]
+        x, labels = self.data.batch(rows, self.generator)
+        if self.sparsify is not None:
+            self.sparsify.update(self.net, step, self.total)
+        target = None if self.teacher is None else opinion(self.teacher, x, self.bf16)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.forward(x).float()
+        loss = self.objective(logits, labels, target)
+        value = self.log.finite(loss, step)
+        penalty = None if self.dampen is None else self.dampen.penalty(self.net, step, self.total)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * self.rate(step)
+        self.optimizer.zero_grad()
+        (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
+        if self.sparsify is not None:
+            self.sparsify.pull(self.net)
+        self.optimizer.step()
+        for learner in self.learners:
+            learner.limit()
+        if self.frozen is not None:
+            self.frozen.update(step, self.total)
+        if self.average is not None:
+            self.average.update(self.net)
+        self.first_loss = value if step == 0 else self.first_loss
+        self.epoch.add(value, report.right(logits, labels), len(rows))
+
+    def _close(self, seconds: float) -> None:
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        self.log.close(self.epoch, step=self.step, lr=lr, holdout=self._held_out(), seconds=seconds)
+
+    @torch.no_grad()
+    def _held_out(self) -> float | None:
+        """Return the accuracy in percent on the images held out, of the average where there is one."""
+        if not len(self.data.held):
+            return None
+        kept = {n: t.clone() for n, t in self.net.state_dict().items()}
+        if self.average is not None:
+            self.average.write(self.net)
+        self.net.eval()
+        right = 0
+        for x, labels in self.data.held_out():
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+                right += report.right(self.net(x), labels)
+        self.net.load_state_dict(kept)
+        self.net.train()
+        return 100.0 * right / len(self.data.held)
+
+    def save(self) -> None:
+        """Write a snapshot of this moment."""
+        assert self.snapshots is not None
+        tensors = {f"net.{n}": t for n, t in self.net.state_dict().items()}
+        tensors |= {f"optimizer.{n}": t for n, t in optimizers.tensors(self.optimizer).items()}
+        if self.average is not None:
+            tensors |= {f"average.{n}": t for n, t in self.average.values.items()}
+        if self.frozen is not None:
+            tensors |= {f"frozen.{n}": t for n, t in self.frozen.state.items()}
+        tensors |= {
+            "order": self.order, "generator": self.generator.get_state(), "torch": torch.random.get_rng_state(),
+        }  # fmt: skip
+        facts = {
+            "epoch": vars(self.epoch), "rows": self.log.rows, "first_loss": self.first_loss,
+            "averaged": self.average.steps if self.average is not None else 0,
+        }  # fmt: skip
+        self.snapshots.save(self.step, tensors, facts)
+
+    @torch.no_grad()
+    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        def part(name: str) -> dict[str, Tensor]:
+            return {key[len(name) + 1 :]: t for key, t in tensors.items() if key.startswith(f"{name}.")}
+
+        for name, mask in part("net").items():
+            owner, _, leaf = name.rpartition(".")
+            if leaf == "mask":
+                self.net.get_submodule(owner).mask = mask.to(self.data.labels.device)
+        self.net.load_state_dict(part("net"))
+        optimizers.restore(self.optimizer, part("optimizer").items())
+        if self.average is not None:
+            self.average.restore(part("average"), facts["averaged"])
+        if self.frozen is not None:
+            for name, value in part("frozen").items():
+                self.frozen.state[name].copy_(value)
+        self.order = tensors["order"]
+        self.generator.set_state(tensors["generator"])
+        torch.random.set_rng_state(tensors["torch"])
+        self.step, self.epoch, self.log.rows = facts["step"], Epoch(**facts["epoch"]), facts["rows"]
+        self.first_loss = facts["first_loss"]
