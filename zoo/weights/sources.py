@@ -94,7 +94,7 @@ def _from_folder(source: Source) -> Path:
 
     if source.kind == "package":
         path: Path | None = results_dir() / source.path
-        name = f"package file {source.path}"
+        name = f"package file {source.path} (python -m zoo.run recipe={Path(source.path).stem} makes it)"
     else:
         path = mirror(source.path)
         name = f"{os.environ.get('ZOO_MIRROR') or '../shared'}/{source.path}"
