@@ -62,6 +62,20 @@ def test_a_run_writes_a_checkpoint_a_record_and_nothing_else(tmp_path: Path) -> 
     assert first == second == record["artifact_sha256"]
 
 
+def test_training_with_quantization_leaves_a_curve_beside_the_record_and_no_work_folder(tmp_path: Path) -> None:
+    train = "{train: {epochs: 2, batch: 32}}"
+    steps = f"steps=[{{quantize: {{batchnorm: merge}}}}, {{calibrate: {{images: 64}}}}, {train}, integerize]"
+    small = ["recipe=resnet8_fashion_w4a4", "images=128", "test_limit=50", steps, f"output={tmp_path}"]
+    assert main(small) == 0
+    folder = tmp_path / "resnet8_fashion_w4a4"
+    (record,) = folder.glob("*.json")
+    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint", f"{record.stem}.csv", record.name]
+    rows = record.with_suffix(".csv").read_text().splitlines()
+    assert rows[0].startswith("position,epoch,step") and len(rows) == 3
+    assert json.loads(record.read_text())["bits"] == "W4A4"
+    zoo.load(folder / "checkpoint", integer=True)
+
+
 def test_killed_at_any_moment_nothing_half_written_is_taken_for_good(tmp_path: Path) -> None:
     target = tmp_path / "resnet8_fashion_w4a4" / "checkpoint"
     for delay in (1.0, 3.0, 4.0, 5.0, 6.0, 8.0):
@@ -103,6 +117,8 @@ WRONG = {
     "semantics": (["recipe=resnet8_fashion_w8a8", "images=64", "steps.2.calibrate.images=64", "steps.3.gptq.images=16",
                    "steps.4.integerize.semantics=cmsis"], "tflite"),
     "no integerize": (["recipe=resnet8_fashion_w8a8", "images=64", "steps=[fold_batchnorm]"], "integerize"),
+    "teacher without weights": (["recipe=resnet8_float", "teacher.weights=null"], "resnet56_trained"),
+    "quantizer": (["recipe=resnet8_qat_w4a4", "+steps.2.train.quantizer=lsqq"], "lsq_plus"),
     "other classes": (["recipe=resnet8_fashion_w8a8", "data=imagenet_folder", "data.args.root=/nowhere"], "nowhere"),
 }  # fmt: skip
 

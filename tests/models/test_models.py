@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from zoo.errors import ModelError
-from zoo.models import from_timm, mobilenetv1, mobilenetv2_cifar, resnet8, vgg9
+from zoo.models import from_timm, mobilenetv1, mobilenetv2_cifar, resnet8, resnet_cifar, vgg9
 
 
 def parameters(net: nn.Module) -> int:
@@ -26,6 +26,12 @@ def test_cifar_networks_have_the_published_sizes() -> None:
     assert parameters(vgg9.build()) == 14_029_706
     assert parameters(mobilenetv1.build(num_classes=10, variant="cifar")) == 3_217_226
     assert parameters(mobilenetv2_cifar.build()) == 2_236_682
+    # the paper's networks have 269,722 and 853,018 with identity shortcuts; two projections come on top
+    projections = 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+    assert parameters(resnet_cifar.build(20)) == 269_722 + projections
+    assert parameters(resnet_cifar.build(56)) == 853_018 + projections
+    with pytest.raises(ValueError, match="6 n"):
+        resnet_cifar.build(18)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +67,7 @@ def test_width_multiplier_rounds_down_as_keras_does(width: float) -> None:
         (lambda: mobilenetv1.build(0.25, 11), (3, 64, 64), 11),
         (lambda: mobilenetv1.build(0.25, 10, "cifar"), (3, 32, 32), 10),
         (lambda: mobilenetv2_cifar.build(10), (3, 32, 32), 10),
+        (lambda: resnet_cifar.build(8, 4, 6), (3, 32, 32), 6),
         (lambda: from_timm.build("mobilenetv2_100", pad_type="same", num_classes=3), (3, 64, 64), 3),
     ],
 )

@@ -23,17 +23,19 @@ class NormedRange(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: torch.autograd.function.FunctionCtx, u: Tensor, gamma: Tensor, beta: Tensor,
-        running: tuple[Tensor, Tensor], momentum: float, eps: float, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, gain: float,
-        rounding: bool,
+        running: tuple[Tensor, Tensor], momentum: float, eps: float, scale: Tensor, zero_point: Tensor, qmin: int,
+        qmax: int, gain: float, rounding: bool,
     ) -> Tensor:  # fmt: skip
         y, mean, deviation = torch.native_batch_norm(u, gamma, beta, *running, True, momentum, eps)
         s = scale.detach().float()
         inverse, step, zero = float(1.0 / s), float(s), float(zero_point)
-        piece = torch.empty(ops.CHUNK if y.dtype != torch.float32 else 0)
+        short = y.dtype != torch.float32
+        piece = torch.empty(ops.CHUNK if short else 0)
         for target in torch.split(ops.flat(y), ops.CHUNK):
-            code = target if y.dtype == torch.float32 else piece[: target.numel()]
-            torch.mul(target, inverse, out=code)
-            torch.mul(code.round_().clamp_(qmin - zero, qmax - zero), step, out=target)
+            code = piece[: target.numel()].copy_(target) if short else target
+            code.mul_(inverse).round_().clamp_(qmin - zero, qmax - zero).mul_(step)
+            if short:
+                target.copy_(code)
         ctx.save_for_backward(u, y, gamma, beta, mean, deviation, scale, zero_point)
         ctx.rest = (eps, qmin, qmax, gain, rounding)  # type: ignore[attr-defined]
         return y
@@ -51,17 +53,18 @@ class NormedRange(torch.autograd.Function):
         learn, moves = ctx.needs_input_grad[6], ctx.needs_input_grad[7]
         width = len(factor)
         rows = max(1, ops.CHUNK // width) * width
-        scratch = torch.empty(3, min(rows, u.numel()), dtype=torch.float32)
+        short = u.dtype != torch.float32
+        scratch = torch.empty(4 if short else 1, min(rows, u.numel()), dtype=torch.float32)
         inner, outside = [], []
         for source, result, g, out in zip(*(torch.split(ops.flat(t), rows) for t in (u, y, grad, grad_x)), strict=True):
-            x, g32, y32 = scratch[:, : source.numel()]
-            torch.addcmul(shift, source.view(-1, width), factor, out=x.view(-1, width))
-            if source.dtype == torch.float32:
-                g32, y32, passed = g, result, out
-            else:
-                g32, y32 = g32.copy_(g), y32.copy_(result)
-                passed = g32 if not (learn or moves) else torch.empty_like(g32)
+            x, *more = scratch[:, : source.numel()]
+            # shorter floats are widened piece by piece, so that sums over millions of elements keep their digits
+            wide = x.copy_(source) if short else source
+            torch.addcmul(shift, wide.view(-1, width), factor, out=x.view(-1, width))
+            g32, y32, passed = (more[0].copy_(g), more[1], more[2]) if short else (g, result, out)
             torch.ops.aten.hardtanh_backward.grad_input(g32, x, low, high, grad_input=passed)
+            if short and learn:
+                y32.copy_(result)
             if learn:
                 inner.append(torch.dot(g32, y32) - torch.dot(passed, x if rounding else y32))
             if moves:
