@@ -207,7 +207,7 @@ def test_channels_that_never_vary_have_a_solution() -> None:
         ops.Conv2d(4, 4, (3, 3), pad=(0, 0, 0, 0), groups=4), Format(bits=4, granularity="per_channel"), out
     )
     x = torch.randn(64, 4, 8, 8)
-    x[:, 1], x[:, 2] = 300.0 + 1e-4 * torch.randn(64, 8, 8), 0.0
+    x[:, 1], x[:, 2], x[:, 3] = 300.0 + 1e-4 * torch.randn(64, 8, 8), 0.0, 1e5 + torch.randn(64, 8, 8)
     visit = Visit("layer", module, list(x.split(16)), module, list(x.split(16)))
     found = quadratic(visit, 2048, None, torch.Generator().manual_seed(0))
     assert bool(torch.isfinite(found.best).all())

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from zoo.context import Context
+from zoo.errors import QuantError
 from zoo.graph.fold import clone
 from zoo.quant.layers import QConv2d, QWeighted
 from zoo.steps._walk import Visit, float_twin, require_calibrated, walk
@@ -178,8 +179,14 @@ class _Sums:
         # products were summed in float32: where a channel hardly varies, the difference of large moments is but error
         least = 1e-6 * self.xx.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) / self.count
         ridge = torch.maximum(damping * diagonal.mean(1, keepdim=True), least).clamp(min=1e-12)
-        diagonal.add_(ridge)
-        return torch.linalg.cholesky(hessian), ridge[:, :, None] * weight.transpose(1, 2)
+        kept = diagonal.clone()
+        for _ in range(16):
+            diagonal.copy_(kept + ridge)
+            factor, failed = torch.linalg.cholesky_ex(hessian)
+            if not bool(failed.any()):
+                return factor, ridge[:, :, None] * weight.transpose(1, 2)
+            ridge = torch.where(failed[:, None] > 0, 10 * ridge, ridge)
+        raise QuantError("a layer's inputs or targets are not finite; look at the network's weights and images")
 
     def excess(self, weight: Tensor) -> float:
         """Return the mean squared error of a weight [G, m, d] less the variance of the targets."""
