@@ -19,8 +19,8 @@ from zoo.run import compose, main, names
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
-    "recipe=resnet8_fashion_w4a4", "images=64", "test_limit=50", "steps.2.calibrate.images=64",
-    "steps.3.gptq.images=32", "steps.4.distill.epochs=0.25",
+    "recipe=resnet8_fashion_w4a4", "images=64", "test_limit=50", "steps.3.calibrate.images=64",
+    "steps.4.gptq.images=32", "steps.5.distill.epochs=0.25",
 ]  # fmt: skip
 
 
