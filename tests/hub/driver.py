@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -32,9 +33,9 @@ import zoo.run
 MODULES = ("zoo.publish", "zoo.pull", "zoo.run", "tests.hub.load")
 
 
-def watch(moment: int) -> None:
+def watch(moment: int, files: bool) -> None:
     """End the process with a kill at a moment: before a call that sends a request or renames a file, and after it too
-    where it changes something."""  # fmt: skip
+    where it changes something; with ``files`` at every copy and flush of a file too."""  # fmt: skip
     import httpx2
 
     passed = 0
@@ -51,13 +52,14 @@ def watch(moment: int) -> None:
         def call(*args: Any, **more: Any) -> Any:
             tick()
             result = real(*args, **more)
-            if owner is os or args[1].method not in ("GET", "HEAD"):
+            if owner is not httpx2.Client or args[1].method not in ("GET", "HEAD"):
                 tick()
             return result
 
         setattr(owner, name, call)
 
-    for owner, name in ((httpx2.Client, "send"), (os, "replace"), (os, "rename")):
+    watched: list[tuple[Any, str]] = [(httpx2.Client, "send"), (os, "replace"), (os, "rename")]
+    for owner, name in [*watched, *([(shutil, "copyfile"), (os, "fsync")] if files else [])]:
         replace(owner, name)
 
 
@@ -69,7 +71,7 @@ def child(request: dict[str, Any]) -> int:
         # a write beyond it fails as on a full disk; standard output and error are files too
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
     if request.get("kill") is not None:
-        watch(request["kill"])
+        watch(request["kill"], request.get("files", False))
     assert request["module"] in MODULES
     main = importlib.import_module(request["module"]).main
     return int(main(request["arguments"]))
