@@ -2,7 +2,7 @@
 
 Reads a JSON request a line: ``{module, arguments, environment, kill, file_limit}``; answers ``{rc, out, err}``. The
 hub's client reads its environment when it is imported, so the child reads the client's constants anew.
-``kill`` is the moment of a kill -9: before (even) or after (odd) the n-th call that sends a request or renames a file.
+``kill`` is the moment of a kill -9, counted as ``watch`` does.
 Waiting between the client's retries is left out.
 """
 
@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -32,29 +33,33 @@ import zoo.run
 MODULES = ("zoo.publish", "zoo.pull", "zoo.run", "tests.hub.load")
 
 
-def watch(moment: int) -> None:
-    """End the process with a kill before call ``moment / 2``, or after it where ``moment`` is odd."""
+def watch(moment: int, files: bool) -> None:
+    """End the process with a kill at a moment: before a call that sends a request or renames a file, and after it too
+    where it changes something; with ``files`` at every copy and flush of a file too."""  # fmt: skip
     import httpx2
 
-    calls = 0
+    passed = 0
+
+    def tick() -> None:
+        nonlocal passed
+        if passed == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+        passed += 1
 
     def replace(owner: Any, name: str) -> None:
         real: Callable[..., Any] = getattr(owner, name)
 
         def call(*args: Any, **more: Any) -> Any:
-            nonlocal calls
-            mine, calls = calls, calls + 1
-            if mine == moment // 2 and moment % 2 == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            try:
-                return real(*args, **more)
-            finally:
-                if mine == moment // 2:
-                    os.kill(os.getpid(), signal.SIGKILL)
+            tick()
+            result = real(*args, **more)
+            if owner is not httpx2.Client or args[1].method not in ("GET", "HEAD"):
+                tick()
+            return result
 
         setattr(owner, name, call)
 
-    for owner, name in ((httpx2.Client, "send"), (os, "replace"), (os, "rename")):
+    watched: list[tuple[Any, str]] = [(httpx2.Client, "send"), (os, "replace"), (os, "rename")]
+    for owner, name in [*watched, *([(shutil, "copyfile"), (os, "fsync")] if files else [])]:
         replace(owner, name)
 
 
@@ -66,7 +71,7 @@ def child(request: dict[str, Any]) -> int:
         # a write beyond it fails as on a full disk; standard output and error are files too
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
     if request.get("kill") is not None:
-        watch(request["kill"])
+        watch(request["kill"], request.get("files", False))
     assert request["module"] in MODULES
     main = importlib.import_module(request["module"]).main
     return int(main(request["arguments"]))

@@ -27,8 +27,9 @@ def held(server: Server, small: dict[str, Path]) -> str:
 
 
 def right(user: User, small: dict[str, Path], repo: str) -> bool:
-    """Tell whether exactly the right files lie in the user's cache."""
-    folders = [p for p in (user.home / "zoo" / "hub" / repo.replace("/", "--")).glob("*") if p.name != "refs"]
+    """Tell whether exactly the right files lie in the user's cache; an empty folder that a kill left is no file."""
+    place = user.home / "zoo" / "hub" / repo.replace("/", "--")
+    folders = [p for p in place.glob("*") if p.name != "refs" and any(p.iterdir())]
     wanted = {p.name: files.sha256(p) for p in small["first"].iterdir()}
     return len(folders) == 1 and {p.name: files.sha256(p) for p in folders[0].iterdir()} == wanted
 

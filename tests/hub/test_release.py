@@ -181,8 +181,8 @@ def test_altered_and_unmeasured_checkpoints_stay_here(
 
 
 def test_a_run_publishes_what_it_made(user: User, server: Server) -> None:
-    words = ["recipe=resnet8_fashion_w8a8", "images=64", "test_limit=40", "steps.2.calibrate.images=64",
-             "steps.3.gptq.images=16", f"output={user.home / 'out'}"]  # fmt: skip
+    steps = "steps=[fold_batchnorm,quantize,{calibrate:{images:64}},integerize]"
+    words = ["recipe=resnet8_fashion_w8a8", "images=64", "test_limit=40", steps, f"output={user.home / 'out'}"]
     assert "repo" in user.run("zoo.run", *words, "hub.publish=true").line
     assert "token was refused" in user.run(
         "zoo.run", *words, "hub.publish=true", "hub.repo=org/made", HF_TOKEN="hf_nobody"
