@@ -169,7 +169,7 @@ def test_altered_and_unmeasured_checkpoints_stay_here(
         saved("unmeasured"): "never measured",
         saved("boasting", top1=read.metrics["top1"] - 2.5): "its record says",
         saved("images", data=other): "fingerprint",
-        saved("path", recipe=read.recipe + "description: from /" + "home/ann/data\n", seed=0): "path of this machine",
+        saved("path", recipe=read.recipe + "# from /" + "home/ann/data\n", seed=0): "path of this machine",
         saved("no recipe", recipe="[", seed=0): "recipe.yaml",
     }
     altered = saved("altered", seed=0)

@@ -11,6 +11,7 @@ from zoo.integer.layers import build_integer
 from zoo.integer.program import Program
 from zoo.quant import layers as q
 from zoo.quant import ops
+from zoo.quant.quantizer import Quantizer
 
 
 class Exact(nn.Module):
@@ -18,8 +19,8 @@ class Exact(nn.Module):
 
     Float sums err in their last digits, and fixed-point multipliers round a little differently than the quotient of two
     scales. Either decides a code now and then, about one in a hundred thousand, and a deep network of few bits makes
-    another class of it for some images. So the sums are taken on codes here. Gradients, training and changed parameters
-    bring the float arithmetic back.
+    another class of it for some images. So the sums are taken on codes here. Gradients, training, changed parameters
+    and quantizers that are switched off bring the float arithmetic back.
     """
 
     def follow(self, twin: nn.Module, steps: list[float], step: float) -> None:
@@ -33,7 +34,8 @@ class Exact(nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor:
         """Return the quantized output."""
         learns = torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *self.parameters()))
-        if learns or self.training or self.versions != self._versions():
+        quantized = all(m.active for m in self.modules() if isinstance(m, Quantizer))
+        if learns or self.training or not quantized or self.versions != self._versions():
             result: Tensor = super().forward(*tensors)
             return result
         # the image alone lies on no grid yet
