@@ -52,7 +52,8 @@ def watch(moment: int, files: bool) -> None:
         def call(*args: Any, **more: Any) -> Any:
             tick()
             result = real(*args, **more)
-            if owner is not httpx2.Client or args[1].method not in ("GET", "HEAD"):
+            sent = more.get("request") or args[-1]
+            if getattr(sent, "method", "") not in ("GET", "HEAD"):
                 tick()
             return result
 
