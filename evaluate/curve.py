@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evaluate.plot import COLOURS, linear_range, svg_text
+from zoo.console import entry
 from zoo.errors import ArtifactError, ZooError
 from zoo.results import write_text
 
@@ -99,4 +100,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    entry(main)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.differences import causes, checkpoint_differences
+from zoo.console import entry
 from zoo.errors import ArtifactError, RecipeError, ZooError, suggest
 from zoo.paths import results_dir
 from zoo.recipe_file import read_recipe
@@ -190,4 +191,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry(main)

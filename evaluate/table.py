@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluate.plot import accuracy_vs_size
+from zoo.console import entry
 from zoo.errors import ArtifactError, ZooError
 from zoo.results import Record, read_records, write_text
 
@@ -170,4 +171,4 @@ def _same(path: Path, text: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry(main)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo import resolve
+from zoo.console import entry
 from zoo.errors import RecipeError, ZooError
 from zoo.hub import index
 from zoo.paths import recipes_dir, results_dir
@@ -107,4 +108,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry(main)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.console import entry
 from zoo.errors import RecipeError, ZooError, suggest
 
 HELP = """\
@@ -75,4 +76,4 @@ def _folder(name: str) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    entry(main)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from zoo.console import entry
 from zoo.errors import RecipeError, ZooError, suggest
 
 HELP = """\
@@ -79,4 +80,4 @@ def _pull(name: str, output: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    entry(main)

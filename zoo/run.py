@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from zoo.console import entry
 from zoo.errors import RecipeError, ZooError, suggest
 from zoo.paths import recipes_dir
 from zoo.recipe_file import read_recipe
@@ -167,4 +168,4 @@ def compose(overrides: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    entry(main)

@@ -85,6 +85,21 @@ def test_mse_is_never_worse_than_minmax() -> None:
         assert bool((errors[1] <= errors[0] * 1.0001).all())
 
 
+@pytest.mark.parametrize(("channels", "length"), [(1, 700), (5, 300), (64, 9000)])
+def test_mse_tries_every_candidate_of_every_channel(channels: int, length: int) -> None:
+    torch.manual_seed(0)
+    sample = torch.randn(channels, length) * torch.rand(channels, 1)
+    low, high = sample.amin(1), sample.amax(1)
+    quantizer = Quantizer(Format(bits=3, granularity="per_channel"), signed=True, channels=channels)
+    quantizer.set_range(*Mse(candidates=8).range(sample, low, high, quantizer))
+    least = torch.full((channels,), float("inf"))
+    for step in range(8):
+        trial = Quantizer(Format(bits=3, granularity="per_channel"), signed=True, channels=channels)
+        trial.set_range(low * (1 - step / 8), high * (1 - step / 8))
+        least = torch.minimum(least, (trial(sample) - sample).abs().pow(2.4).mean(1))
+    assert torch.allclose((quantizer(sample) - sample).abs().pow(2.4).mean(1), least, rtol=1e-6)
+
+
 def test_learned_rounding_starts_at_the_weight_and_ends_on_the_grid() -> None:
     torch.manual_seed(0)
     weight, scale = torch.rand(5, 6) - 0.5, torch.full((5, 1), 0.1)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.quant import ops
 from zoo.quant.quantizer import Quantizer
 
 
@@ -32,8 +34,8 @@ class Mse:
         low, high = low.clamp(max=0), high.clamp(min=0)
         if sample.shape[1] > 2 * self.points:
             # the middle one of each of so many equal groups: an end taken whole would weigh as much as its group
-            groups = torch.arange(self.points, dtype=torch.float64) + 0.5
-            sample = sample.sort(dim=1).values[:, (groups * (sample.shape[1] / self.points)).long()]
+            groups = ((np.arange(self.points) + 0.5) * (sample.shape[1] / self.points)).astype(np.int64)
+            sample = torch.from_numpy(np.sort(sample.numpy(), axis=1)[:, groups])
         best_low, best_high = self._search(sample, low, high, quantizer, True, True)
         if not quantizer.fmt.symmetric and bool((low < 0).any()) and bool((high > 0).any()):
             best_low, best_high = self._search(sample, best_low, best_high, quantizer, True, False)
@@ -43,23 +45,25 @@ class Mse:
     def _search(
         self, sample: Tensor, low: Tensor, high: Tensor, quantizer: Quantizer, move_low: bool, move_high: bool
     ) -> tuple[Tensor, Tensor]:
-        best = torch.full_like(low, float("inf"))
-        best_low, best_high = low.clone(), high.clone()
-        for step in range(self.candidates):
-            factor = 1.0 - step / self.candidates
-            lo, hi = (low * factor if move_low else low), (high * factor if move_high else high)
-            error = self._error(sample, lo, hi, quantizer)
-            better = error < best
-            best = torch.where(better, error, best)
-            best_low, best_high = torch.where(better, lo, best_low), torch.where(better, hi, best_high)
-        return best_low, best_high
+        factor = torch.tensor([[1.0 - step / self.candidates] for step in range(self.candidates)])
+        lows = low * factor if move_low else low.expand(self.candidates, -1)
+        highs = high * factor if move_high else high.expand(self.candidates, -1)
+        best = self._errors(sample, lows, highs, quantizer).argmin(0, keepdim=True)
+        return lows.gather(0, best)[0], highs.gather(0, best)[0]
 
-    def _error(self, sample: Tensor, low: Tensor, high: Tensor, quantizer: Quantizer) -> Tensor:
-        trial = Quantizer(quantizer.fmt, signed=quantizer.signed, channels=sample.shape[0])
-        trial.axis = 0
-        trial.scale = torch.nn.Parameter(torch.ones(sample.shape[0]), requires_grad=False)
-        trial.zero_point = torch.zeros(sample.shape[0])
-        trial.set_range(low, high)
-        difference = (trial(sample) - sample).abs_()
-        error: Tensor = (difference.square_() if self.p == 2 else difference.pow_(self.p)).mean(1)
-        return error
+    def _errors(self, sample: Tensor, lows: Tensor, highs: Tensor, quantizer: Quantizer) -> Tensor:
+        """Return ``[candidates, C]``; as many candidates at once as stay in the caches."""
+        trial = Quantizer(quantizer.fmt, signed=quantizer.signed)
+        trial.scale = torch.nn.Parameter(torch.ones(lows.numel()), requires_grad=False)
+        trial.zero_point = torch.zeros(lows.numel())
+        trial.set_range(lows, highs)
+        at_once = max(1, ops.CHUNK // sample.numel())
+        scales, zeros = (torch.split(t.reshape_as(lows), at_once) for t in (trial.scale, trial.zero_point))
+        errors = []
+        for scale, zero in zip(scales, zeros, strict=True):
+            rows = sample.repeat(len(scale), 1)
+            made = ops.fake_quantize(rows, scale.flatten(), zero.flatten(), trial.qmin, trial.qmax, 0)
+            difference = made.sub_(rows).abs_()
+            difference = difference.square_() if self.p == 2 else difference.pow_(self.p)
+            errors.append(difference.mean(1).reshape_as(scale))
+        return torch.cat(errors)
