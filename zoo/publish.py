@@ -21,6 +21,7 @@ usage: python -m zoo.publish NAME repo=org/name [option=value ...]
   dry_run=true    do everything but write
   private=true    make a new repository private
   timm=true       add timm/: the weights multiplied out to float, which timm loads
+  sign=key.pem    add a signature by this private key (PEM); needs the extra sign
   -h, --help      this text
 
   HF_TOKEN=...  the token (or: hf auth login)    ZOO_INDEX=FILE  the index to extend    HF_ENDPOINT=URL  another hub

@@ -13,10 +13,11 @@ from zoo.errors import RecipeError, ZooError, suggest
 HELP = """\
 Fetch published checkpoints into the cache; every file's hash is checked, and what is there already costs no request.
 
-usage: python -m zoo.pull NAME... [output=DIR]
+usage: python -m zoo.pull NAME... [output=DIR] [verify=pub.pem]
 
   NAME          a name of the index, org/name, org/name@v1 or file:///FOLDER/org/name
   output=DIR    copy each checkpoint to DIR/NAME besides
+  verify=FILE   refuse what the private half of this public key (PEM) did not sign; needs the extra sign
   -h, --help    this text
 
   ZOO_HUB=file:///FOLDER   take org/name from this folder      ZOO_INDEX=FILE    an index of your own
@@ -30,6 +31,7 @@ usage: python -m zoo.pull NAME... [output=DIR]
 @dataclass(frozen=True)
 class _Options:
     output: str = ""
+    verify: str = ""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         if not names:
             raise RecipeError(f"pull: name a checkpoint{suggest('', known)}")
         for name in names:
-            print(_pull(name, chosen.output))
+            print(_pull(name, chosen))
     except ZooError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -56,8 +58,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _pull(name: str, output: str) -> str:
-    from zoo import list_checkpoints
+def _pull(name: str, chosen: _Options) -> str:
+    from zoo import list_checkpoints, signing
     from zoo.artifact import files
     from zoo.hub import index
     from zoo.hub.fetch import keep, pull
@@ -68,15 +70,18 @@ def _pull(name: str, output: str) -> str:
     shipped = local_checkpoint(name) if "/" not in name else None
     if shipped is not None:
         folder, hashes, text = shipped, files.verify(shipped), "comes with the package"
+        if chosen.verify:
+            signing.verify(shipped, chosen.verify)
     elif name in known or is_address(name):
-        got = pull(name)
+        got = pull(name, chosen.verify)
         folder, hashes, text = got.folder, got.hashes, f"{got.repo} at commit {got.commit}"
     else:
         raise RecipeError(f"{name!r}: no such checkpoint{suggest(name, {*known, *list_checkpoints()})}")
-    if output:
-        folder = keep(folder, Path(output) / name.rpartition("/")[2].partition("@")[0], hashes)
+    if chosen.output:
+        folder = keep(folder, Path(chosen.output) / name.rpartition("/")[2].partition("@")[0], hashes)
+    signed = f", signed by the key of {chosen.verify}" if chosen.verify else ""
     size = sum((folder / file).stat().st_size for file in hashes)
-    return f"{name}: {text}, {len(hashes)} files, {size / 1000:,.1f} kB, every hash right\n{folder}"
+    return f"{name}: {text}, {len(hashes)} files, {size / 1000:,.1f} kB, every hash right{signed}\n{folder}"
 
 
 if __name__ == "__main__":

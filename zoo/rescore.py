@@ -6,9 +6,14 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoo.console import entry
 from zoo.errors import ArtifactError, ZooError
+
+if TYPE_CHECKING:
+    from zoo.artifact.checkpoint import Checkpoint
+    from zoo.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,15 @@ class Rescored:
     logits_sha256: str
 
 
+def recipe_of(held: Checkpoint, folder: Path) -> Recipe:
+    """Return the recipe that a checkpoint of this folder holds; RecipeError if it is none."""
+    from zoo.recipe import Recipe
+    from zoo.recipe_file import parse_recipe
+
+    label = str(folder / "recipe.yaml")
+    return Recipe.parse(parse_recipe(held.recipe, label), label)
+
+
 def rescore(folder: Path) -> Rescored:
     """Return what the integer network of a checkpoint scores; needs the data set, but no float weights.
 
@@ -32,15 +46,13 @@ def rescore(folder: Path) -> Rescored:
     from zoo.evaluation import predict
     from zoo.pipeline import configure
     from zoo.preprocess import Preprocess
-    from zoo.recipe import Recipe
-    from zoo.recipe_file import parse_recipe
     from zoo.resolve import build
 
     held = checkpoint.read(folder)
     where = str(folder / "recipe.yaml")
     if not held.recipe:
         raise ArtifactError(f"{where}: is missing or empty, so no data set is known; fetch the checkpoint again")
-    recipe = Recipe.parse(parse_recipe(held.recipe, where), where)
+    recipe = recipe_of(held, folder)
     configure(recipe)
     test = load_split(build(DataConfig, recipe.data, f"{where}: data"), "test", recipe.test_limit)
     network = held.network(integer=True)

@@ -27,7 +27,7 @@ usage: python -m zoo.run recipe=NAME [field=value ...]
   output=DIR             where to write (default: results/ of a checkout, ./results otherwise)
   check=true             resolve and print the recipe, run nothing
   hub.publish=true hub.repo=org/name   publish the checkpoint afterwards; further: hub.tag hub.dry_run hub.private
-                         hub.timm, as python -m zoo.publish --help says
+                         hub.timm hub.sign, as python -m zoo.publish --help says
   -h, --help             this text
 
   {example}

@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -33,28 +34,41 @@ def sign(folder: str | Path, key: str | Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / files.SIGNATURE
         config = library.signing.Config().set_hashing_config(_hashing(library, folder))
-        try:
+        with _reading(key):
             config.use_elliptic_key_signer(private_key=Path(key)).sign(folder, made)
-        except OSError as error:
-            raise ArtifactError(f"{key}: cannot be read ({error.strerror or error}); name a private key") from None
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"{key}: is no unencrypted private EC key in PEM ({_line(error)}); make one with "
-                                "openssl ecparam -name prime256v1 -genkey -noout") from None  # fmt: skip
         write_text(folder / files.SIGNATURE, made.read_text(encoding="utf-8"))
     return folder / files.SIGNATURE
 
 
-def verify(folder: str | Path, key: str | Path) -> None:
+def public(key: str | Path) -> str:
+    """Return the public half of a private key as PEM; raises ArtifactError as ``sign`` does."""
+    _library()
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+    with _reading(key):
+        private = serialization.load_pem_private_key(Path(key).read_bytes(), None)
+        if not isinstance(private, EllipticCurvePrivateKey):
+            raise TypeError(f"a {type(private).__name__}")
+    half = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return half.decode()
+
+
+def verify(folder: str | Path, key: str | Path, signature: Path | None = None) -> None:
     """Return if ``model.sig`` was made with the private half of ``key`` over exactly the files that lie here.
 
-    ``key`` is a PEM file with the public key. A missing, foreign or malformed signature, and a file that was changed,
-    added or removed since, raise ArtifactError; so does a missing extra ``sign``. Git's own files are not looked at.
+    ``key`` is a PEM file with the public key; ``signature`` is another file to check in place of ``model.sig``. A
+    missing, foreign or malformed signature, and a file that was changed, added or removed since, raise ArtifactError;
+    so does a missing extra ``sign``. Git's own files are not looked at.
     """
     library = _library()
     folder = Path(os.path.realpath(folder))
-    if not os.path.lexists(folder / files.SIGNATURE):
+    held = Path(os.path.realpath(signature)) if signature else folder / files.SIGNATURE
+    if not os.path.lexists(held):
         raise ArtifactError(f"{folder}: holds no {files.SIGNATURE}; it was not signed, do not trust it")
-    text = files.regular(folder / files.SIGNATURE, folder / files.SIGNATURE)
+    text = files.regular(held, held)
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):  # the library prints
         copy = Path(scratch) / files.SIGNATURE
         copy.write_bytes(text)
@@ -70,6 +84,17 @@ def verify(folder: str | Path, key: str | Path) -> None:
         except Exception as error:  # a malformed signature fails in many ways; none of them may pass
             raise ArtifactError(f"{folder}: the signature does not hold ({_line(error)}); the files were altered or "
                                 "another key signed them: do not use them") from None  # fmt: skip
+
+
+@contextlib.contextmanager
+def _reading(key: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(f"{key}: cannot be read ({error.strerror or error}); name a private key") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{key}: is no unencrypted private EC key in PEM ({_line(error)}); make one with "
+                            "openssl ecparam -name prime256v1 -genkey -noout") from None  # fmt: skip
 
 
 def _library() -> ModuleType:

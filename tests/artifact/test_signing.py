@@ -15,7 +15,7 @@ from zoo.errors import ArtifactError
 pytest.importorskip("model_signing", reason="the extra 'sign' is not installed")
 
 
-def _keys(where: Path, curve: str = "prime256v1") -> tuple[Path, Path]:
+def pair(where: Path, curve: str = "prime256v1") -> tuple[Path, Path]:
     """Make a pair with OpenSSL, as the documentation says."""
     private, public = where / f"{curve}.pem", where / f"{curve}.pub.pem"
     make = ["openssl", "ecparam", "-name", curve, "-genkey", "-noout", "-out", str(private)]
@@ -27,7 +27,7 @@ def _keys(where: Path, curve: str = "prime256v1") -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return _keys(tmp_path_factory.mktemp("keys"))
+    return pair(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture
@@ -82,13 +82,13 @@ def test_added_and_removed_files_are_caught(signed: Path, keys: tuple[Path, Path
 
 def test_another_key_and_no_signature_are_refused(signed: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="does not hold"):
-        signing.verify(signed, _keys(tmp_path)[1])
+        signing.verify(signed, pair(tmp_path)[1])
     bundle = json.loads((signed / "model.sig").read_text())
     bundle["verificationMaterial"]["publicKey"].pop("hint")  # then only the mathematics decides
     (signed / "model.sig").write_text(json.dumps(bundle))
     signing.verify(signed, keys[1])
     with pytest.raises(ArtifactError, match="does not hold"):
-        signing.verify(signed, _keys(tmp_path)[1])
+        signing.verify(signed, pair(tmp_path)[1])
     bundle["dsseEnvelope"]["signatures"] = []
     (signed / "model.sig").write_text(json.dumps(bundle))
     with pytest.raises(ArtifactError, match="does not hold"):
@@ -100,7 +100,7 @@ def test_another_key_and_no_signature_are_refused(signed: Path, keys: tuple[Path
 
 def test_keys_that_are_none_are_refused(folder: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "text.pem").write_text("hello")
-    for key in (tmp_path / "absent.pem", tmp_path / "text.pem", keys[1], _keys(tmp_path, "secp256k1")[0]):
+    for key in (tmp_path / "absent.pem", tmp_path / "text.pem", keys[1], pair(tmp_path, "secp256k1")[0]):
         with pytest.raises(ArtifactError, match="pem"):
             signing.sign(folder, key)
     assert not (folder / "model.sig").exists()

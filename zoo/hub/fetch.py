@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from zoo import signing
 from zoo.artifact import files
 from zoo.data._cache import cache_dir
 from zoo.errors import ArtifactError, HubError
@@ -46,16 +48,17 @@ def open_hub(address: Address) -> Hub:
     return Remote() if address.root is None else Folder(address.root)
 
 
-def pull(name: str) -> Pulled:
+def pull(name: str, key: str = "") -> Pulled:
     """Return a published checkpoint by its name in the index, or by ``org/name[@version]`` or ``file://`` address.
 
     A name of the index is fetched at the commit and with the hashes that the index has. Any other address is resolved
     once to a full commit, and its files are checked against its own manifest. What is in the cache is hashed again; if
     it is right, no request is sent (a branch without a version is asked for its newest commit when online). A file
-    that arrives altered is fetched once more.
+    that arrives altered is fetched once more. With ``key``, a PEM file with a public key, the checkpoint's signature is
+    fetched too and has to hold.
 
     Raises HubError when the hub cannot be reached, refuses or lacks it, when a file arrives altered twice and when the
-    disk is full; what was cached before stays.
+    disk is full; what was cached before stays. Raises ArtifactError for a checkpoint that this key did not sign.
     """
     entry = index.read().get(name)
     address = parse(f"{entry.repo}@{entry.commit}" if entry else name)
@@ -68,6 +71,8 @@ def pull(name: str) -> Pulled:
         known = _verified(folder, entry)
     if known is None:
         raise HubError(f"{folder}: what was just written reads back differently; {_HINT}")
+    if key:
+        _check_signature(hub or open_hub(address), address.repo, commit, folder, key)
     return Pulled(folder, address.repo, commit, known)
 
 
@@ -133,7 +138,32 @@ def _download(hub: Hub, repo: str, commit: str, folder: Path, entry: Entry | Non
 def keep(folder: Path, place: Path, names: Iterable[str]) -> Path:
     """Copy a verified checkpoint to a place of the user's own, whole or not at all, and return that place."""
     _copy({name: folder / name for name in names}, place, "choose another place with output=DIR")
+    if (folder / files.SIGNATURE).is_file():
+        write_text(place / files.SIGNATURE, (folder / files.SIGNATURE).read_text(encoding="utf-8"))
     return place
+
+
+def _check_signature(hub: Hub, repo: str, commit: str, folder: Path, key: str) -> None:
+    held = folder / files.SIGNATURE
+    if os.path.lexists(held):
+        with contextlib.suppress(ArtifactError):
+            return signing.verify(folder, key)
+    # one that does not hold may have been altered on the way
+    for again in (False, True):
+        try:
+            fetched = hub.download(repo, commit, files.SIGNATURE, again=again)
+        except Missing:
+            raise ArtifactError(f"{repo}@{commit[:12]}: was not signed; leave verify= out, or ask its publisher"
+                                ) from None  # fmt: skip
+        try:
+            signing.verify(folder, key, fetched)
+        except ArtifactError:
+            if again:
+                raise
+        else:
+            write_text(held, fetched.read_text(encoding="utf-8"))
+            return None
+    return None
 
 
 def _copy(paths: Mapping[str, Path], folder: Path, hint: str) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo import signing
 from zoo.artifact import checkpoint, files
 from zoo.artifact.card import Published, render_card
 from zoo.artifact.checkpoint import Checkpoint
@@ -25,8 +26,9 @@ from zoo.hub.fetch import check_published, manifest_files, open_hub
 from zoo.hub.index import Entry, File
 from zoo.hub.names import TAG, Address, parse
 from zoo.hub.refusals import Altered, Missing
-from zoo.hub.rescore import check_accuracy, images_of, recipe_of, top1
+from zoo.hub.rescore import check_accuracy, images_of, top1
 from zoo.recipe import Recipe
+from zoo.rescore import recipe_of
 from zoo.results import dump
 
 _DATASETS = {
@@ -41,7 +43,8 @@ _OWN_WORDS = re.compile(r" (?:output|hub\.\w+)=\S+")
 class Options:
     """Where to publish: ``repo`` an address without version; ``tag`` v1, v2 ... (default: the next free one).
 
-    ``dry_run`` does everything but write, ``private`` is for a new repository, ``timm`` adds the float weights.
+    ``dry_run`` does everything but write, ``private`` is for a new repository, ``timm`` adds the float weights,
+    ``sign`` is a PEM file with the private key to sign the checkpoint with.
     """
 
     repo: str
@@ -49,6 +52,7 @@ class Options:
     dry_run: bool = False
     private: bool = False
     timm: bool = False
+    sign: str = ""
 
     def __post_init__(self) -> None:
         """Refuse an address with a version, and a tag of another form."""
@@ -69,8 +73,13 @@ class Released:
 
 
 def check_access(options: Options) -> Address:
-    """Return the address if the hub answers and knows who we are; HubError otherwise. Before a long run."""
+    """Return the address if the hub answers and knows who we are; HubError otherwise. Before a long run.
+
+    A key that cannot sign raises ArtifactError.
+    """
     address = parse(options.repo)
+    if options.sign:
+        signing.public(options.sign)
     open_hub(address).user()
     return address
 
@@ -96,7 +105,7 @@ def publish(source: Path, options: Options, say: Callable[[str], None] = print) 
                 raise HubError(f"{repo}@{tag}: exists with another content, and versions never move; leave tag= out")
             say(f"{repo}@{tag}: this content is published already, commit {tags[tag]}")
             return draft.release(tag, tags[tag], new=False, dry=options.dry_run)
-        folder, wanted = draft.build(tag)
+        wanted = draft.hashes(tag)
         say(f"{repo}@{tag}: {len(wanted)} files, {sum(f.size for f in wanted.values()):,} bytes, on top of "
             f"{(parent or 'nothing')[:12]}, at {hub.label}")  # fmt: skip
         if options.dry_run:
@@ -106,21 +115,27 @@ def publish(source: Path, options: Options, say: Callable[[str], None] = print) 
         if parent is None:
             hub.create(repo, private=options.private)
             parent = hub.head(repo)
-        commit = _commit(hub, repo, tag, folder, wanted, parent or "")
+        commit = _commit(hub, tag, draft, parent or "")
         check_published(hub, repo, commit, wanted)
+        if not draft.endorsed(hub, tag, commit):
+            raise HubError(f"{repo}@{commit[:12]}: the signature that arrived does not hold; publish again")
         hub.tag(repo, tag, commit)
         return draft.release(tag, commit, new=True, dry=False)
 
 
-def _commit(hub: Hub, repo: str, tag: str, folder: Path, wanted: Mapping[str, File], parent: str) -> str:
+def _commit(hub: Hub, tag: str, draft: _Draft, parent: str) -> str:
     """Return the commit that holds exactly these files, made now or by a run that broke off after it."""
-    before = _listed(hub, repo, parent) if parent else {}
-    if before == _manifests(wanted) and _arrived(hub, repo, parent, wanted):
+    repo, wanted = draft.address.repo, draft.hashes(tag)
+    if parent and draft.published(hub, tag, parent):
         return parent
+    before = _listed(hub, repo, parent) if parent else {}
     if parent and not before and _has(hub, repo, parent, "config.json"):
         raise HubError(f"{repo}: holds another kind of model, which would be lost; choose another repository")
-    delete = sorted(set(before) - set(wanted))
-    return hub.commit(repo, {name: folder / name for name in wanted}, delete, parent, f"{tag}: {len(wanted)} files")
+    paths = draft.paths(tag) | draft.signature(tag)
+    delete = set(before) - set(wanted)
+    if parent and files.SIGNATURE not in paths and _has(hub, repo, parent, files.SIGNATURE):
+        delete.add(files.SIGNATURE)
+    return hub.commit(repo, paths, sorted(delete), parent, f"{tag}: {len(paths)} files")
 
 
 def _manifests(wanted: Mapping[str, File]) -> dict[str, str]:
@@ -160,7 +175,7 @@ class _Draft:
     """A checkpoint that was loaded back and scored again, ready to be written for one tag or another."""
 
     def __init__(self, source: Path, scratch: Path, options: Options, address: Address) -> None:
-        self.source, self.scratch, self.address = source, scratch, address
+        self.source, self.scratch, self.options, self.address = source, scratch, options, address
         self.read = checkpoint.read(source)
         self.name = str(self.read.config["name"])
         if not self.read.metrics:
@@ -187,11 +202,12 @@ class _Draft:
             raise ArtifactError(f"{source / 'metrics.json'}: field {error} is missing; run the recipe again") from None
         self.card = _facts(address, recipe, self.read, timm_top1)
 
-    def build(self, tag: str) -> tuple[Path, dict[str, File]]:
-        """Write the files for a tag and return their folder and their hashes; the same content gives the same bytes."""
+    def build(self, tag: str) -> Path:
+        """Write the checkpoint for a tag and return its folder; the same content gives the same bytes."""
         folder = self.scratch / tag
         if not folder.is_dir():
-            card = render_card(self.metrics, self.read.config, self._hashes(), Published(tag=tag, **self.card))
+            held = {name: self.read.hashes[name] for name in ("config.json", "recipe.yaml")}
+            card = render_card(self.metrics, self.read.config, held, Published(tag=tag, **self.card))
 
             def fill(temporary: Path) -> None:
                 for name in ("model.safetensors", "config.json", "recipe.yaml"):
@@ -200,25 +216,47 @@ class _Draft:
                 (temporary / "README.md").write_text(card, encoding="utf-8")
 
             files.write_folder(folder, fill, "set TMPDIR to another place")
-            if self.timm is not None:
-                shutil.copytree(self.timm, folder / "timm")
-        found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-        return folder, {name: File(files.sha256(path), path.stat().st_size) for name, path in found.items()}
+        return folder
 
-    def _hashes(self) -> dict[str, str]:
-        return {name: self.read.hashes[name] for name in ("config.json", "recipe.yaml")}
+    def paths(self, tag: str) -> dict[str, Path]:
+        """Return the files to publish by their names there, without the signature."""
+        places = {"": self.build(tag)} | ({"timm/": self.timm} if self.timm else {})
+        found = {prefix + p.relative_to(d).as_posix(): p for prefix, d in places.items() for p in d.rglob("*")}
+        return {name: path for name, path in found.items() if path.is_file() and name != files.SIGNATURE}
+
+    def hashes(self, tag: str) -> dict[str, File]:
+        """Return the hashes and sizes of the files to publish, without the signature: each signing makes another."""
+        return {name: File(files.sha256(path), path.stat().st_size) for name, path in self.paths(tag).items()}
+
+    def signature(self, tag: str) -> dict[str, Path]:
+        """Sign the checkpoint, but not ``timm/``, where that is asked for, and return the signature by its name."""
+        key = self.options.sign
+        return {files.SIGNATURE: signing.sign(self.build(tag), key)} if key else {}
+
+    def endorsed(self, hub: Hub, tag: str, commit: str) -> bool:
+        """Tell whether a commit holds a signature by our key over this very content, where one is asked for."""
+        if not self.options.sign:
+            return True
+        half = self.scratch / "public.pem"
+        half.write_text(signing.public(self.options.sign), encoding="ascii")
+        try:
+            held = hub.download(self.address.repo, commit, files.SIGNATURE)
+            signing.verify(self.build(tag), half, held)
+        except (Missing, ArtifactError):
+            return False
+        return True
 
     def published(self, hub: Hub, tag: str, commit: str) -> bool:
-        """Tell whether a tag holds this very content."""
-        wanted = self.build(tag)[1]
-        before = _listed(hub, self.address.repo, commit)
-        return before == _manifests(wanted) and _arrived(hub, self.address.repo, commit, wanted)
+        """Tell whether a commit holds this very content."""
+        repo, wanted = self.address.repo, self.hashes(tag)
+        same = _listed(hub, repo, commit) == _manifests(wanted)
+        return same and _arrived(hub, repo, commit, wanted) and self.endorsed(hub, tag, commit)
 
     def release(self, tag: str, commit: str, *, new: bool, dry: bool) -> Released:
         """Put the release into the index, where the index is ours to write."""
         data = self.metrics["data"]
         entry = Entry(
-            self.address.repo, tag, commit, dict(sorted(self.build(tag)[1].items())), self.metrics["bits"],
+            self.address.repo, tag, commit, dict(sorted(self.hashes(tag).items())), self.metrics["bits"],
             self.metrics["semantics"], data["name"], data["n"], self.metrics["top1"], self.metrics["float_top1"],
             self.metrics["weights_bytes"],
         )  # fmt: skip
