@@ -63,7 +63,8 @@ def test_only_a_signature_of_another_key_makes_another_version(
     found = server.repo(repo)
     assert found is not None and sorted(found["tags"]) == ["v1", "v2"]
     assert publish(user, small["first"], repo, f"sign={keys['theirs'][0]}").rc == 0
-    assert "exists with another content" in publish(user, small["first"], repo, f"sign={keys['ours'][0]}", "tag=v3").line
+    refused = publish(user, small["first"], repo, f"sign={keys['ours'][0]}", "tag=v3")
+    assert "exists with another content" in refused.line
     assert user.cold().run(PULL, f"{repo}@v2", f"verify={keys['ours'][1]}").rc == 0
     assert user.cold().run(PULL, f"{repo}@v3", f"verify={keys['theirs'][1]}").rc == 0
     # a version without a signature does not keep that of the one before
