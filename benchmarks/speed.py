@@ -25,6 +25,7 @@ from zoo.integer.layers import build_integer
 from zoo.integer.program import extract
 from zoo.integer.simulated import build_simulated
 from zoo.loading import load_network
+from zoo.memory import keep_freed
 from zoo.pipeline import cpu_name, versions
 from zoo.preprocess import Preprocess
 from zoo.progress import bar
@@ -104,6 +105,7 @@ def main(names: list[str]) -> None:
     """Measure, print and write."""
     torch.manual_seed(0)
     torch.set_num_threads(2)
+    keep_freed()
     found: dict[str, Any] = {"machine": cpu_name(), "threads": 2, "versions": versions(), "ratio_to_float_forward": {}}
     for name in bar(names or list(IMAGES), "networks"):
         found["ratio_to_float_forward"][name] = network(name)

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from zoo.context import Context, Images
 from zoo.graph.trace import trace
+from zoo.memory import keep_freed
 from zoo.pipeline import cpu_name, versions
 from zoo.preprocess import Preprocess
 from zoo.quant.attach import attach
@@ -186,6 +187,7 @@ def main(arguments: list[str]) -> None:
     rounds = int(arguments[0]) if arguments else 20
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    keep_freed()
     found: dict[str, Any] = {
         "machine": cpu_name(), "threads": 1, "versions": versions(), "rounds": rounds, "clock": "processor time",
         "ratio": {name: network(name, batch, rounds) for name, batch in NETWORKS.items()},

@@ -7,11 +7,14 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from zoo.memory import keep_freed
+
 CLOSED = 141  # what a shell reports of a program that SIGPIPE ended
 
 
 def entry(main: Callable[[list[str]], int]) -> NoReturn:
     """Run ``main`` on the arguments and leave with its exit code; quietly where the reader (``| head``) has left."""
+    keep_freed()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

@@ -11,6 +11,8 @@ from torch import Tensor
 from zoo.quant import ops
 from zoo.quant.quantizer import Quantizer
 
+_BLOCK = 8  # candidates between two looks at whether the rest can be any better
+
 
 @dataclass(frozen=True)
 class Mse:
@@ -48,22 +50,33 @@ class Mse:
         factor = torch.tensor([[1.0 - step / self.candidates] for step in range(self.candidates)])
         lows = low * factor if move_low else low.expand(self.candidates, -1)
         highs = high * factor if move_high else high.expand(self.candidates, -1)
-        best = self._errors(sample, lows, highs, quantizer).argmin(0, keepdim=True)
-        return lows.gather(0, best)[0], highs.gather(0, best)[0]
-
-    def _errors(self, sample: Tensor, lows: Tensor, highs: Tensor, quantizer: Quantizer) -> Tensor:
-        """Return ``[candidates, C]``; as many candidates at once as stay in the caches."""
         trial = Quantizer(quantizer.fmt, signed=quantizer.signed)
         trial.scale = torch.nn.Parameter(torch.ones(lows.numel()), requires_grad=False)
         trial.zero_point = torch.zeros(lows.numel())
         trial.set_range(lows, highs)
-        at_once = max(1, ops.CHUNK // sample.numel())
-        scales, zeros = (torch.split(t.reshape_as(lows), at_once) for t in (trial.scale, trial.zero_point))
-        errors = []
-        for scale, zero in zip(scales, zeros, strict=True):
-            rows = sample.repeat(len(scale), 1)
-            made = ops.fake_quantize(rows, scale.flatten(), zero.flatten(), trial.qmin, trial.qmax, 0)
-            difference = made.sub_(rows).abs_()
-            difference = difference.square_() if self.p == 2 else difference.pow_(self.p)
-            errors.append(difference.mean(1).reshape_as(scale))
-        return torch.cat(errors)
+        errors = torch.full_like(lows, float("inf"))
+        scales, zeros = trial.scale.reshape_as(lows), trial.zero_point.reshape_as(lows)
+        ends = [end.reshape_as(lows) for end in trial.range()]
+        # as many candidates at once as stay in the caches
+        at_once = min(_BLOCK, max(1, ops.CHUNK // sample.numel()))
+        for tried in range(0, self.candidates, at_once):
+            now = slice(tried, tried + at_once)
+            rows = sample.repeat(len(scales[now]), 1)
+            made = ops.fake_quantize(rows, scales[now].flatten(), zeros[now].flatten(), trial.qmin, trial.qmax, 0)
+            errors[now] = self._mean(made.sub_(rows)).reshape_as(scales[now])
+            last = min(tried + at_once, self.candidates) - 1
+            if (last + 1) % _BLOCK == 0 and trial.fmt.scale == "float":
+                # what a range cuts off, every smaller one cuts off too, but for the rounding of its zero point
+                margin = scales[last][:, None]
+                kept = torch.minimum(
+                    torch.maximum(sample, ends[0][last][:, None] - margin), ends[1][last][:, None] + margin
+                )
+                if bool((self._mean(kept.sub_(sample)) > errors.amin(0) * 1.001).all()):
+                    break
+        best = errors.argmin(0, keepdim=True)
+        return lows.gather(0, best)[0], highs.gather(0, best)[0]
+
+    def _mean(self, difference: Tensor) -> Tensor:
+        """Return the mean of ``|difference|^p`` of each row; the argument is overwritten."""
+        difference.abs_()
+        return (difference.square_() if self.p == 2 else difference.pow_(self.p)).mean(1)
