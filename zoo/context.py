@@ -85,15 +85,14 @@ class Images:
         for rows in torch.split(order, size):
             yield self.at(rows)
 
-    def augmented(self, rows: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
-        """Return these rows randomly cropped, half of them flipped.
+    def augmented(self, rows: Tensor, draws: Tensor, pad: int = 4) -> Tensor:
+        """Return these rows randomly cropped, half of them flipped, by ``draws`` ``[N, 3]`` in [0, 1).
 
         Images larger than the network's input are cropped from anywhere, others are zero-padded by ``pad`` first.
         """
         picked = self._picked(rows)
         if self.preprocess is None:
-            return augment.flip(picked, torch.rand(len(rows), generator=generator) < 0.5, 3)
-        draws = torch.rand(len(rows), 3, generator=generator)
+            return augment.flip(picked, draws[:, 2] < 0.5, 3)
         return self.preprocess.normalize(augment.crop_and_flip(picked, self.preprocess.size, draws, pad))
 
 

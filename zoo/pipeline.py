@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from zoo import __version__
+from zoo import __version__, ranks
 from zoo.artifact import checkpoint, files
 from zoo.artifact.card import render_card
 from zoo.context import Context, Images
@@ -101,7 +101,8 @@ def run(fields: dict[str, Any], *, output: Path | None = None, command: str = ""
 
 
 def configure(recipe: Recipe) -> None:
-    """Make the run repeatable: seed, thread count, deterministic kernels, TF32 off."""
+    """Make the run repeatable: seed, thread count, deterministic kernels, TF32 off; join the other processes."""
+    ranks.start()
     torch.manual_seed(recipe.seed)
     torch.set_num_threads(recipe.threads)
     torch.use_deterministic_algorithms(True)
@@ -139,6 +140,7 @@ def execute(
         context.position = i
         net = make_step(step, f"recipe.steps[{i}]")(net, context)
         seconds[f"{i}-{step.name}"] = round(time.perf_counter() - started, 2)
+    ranks.leave()
     if "program" not in net.meta:
         raise RecipeError("recipe.steps: the last step must be integerize, so that a checkpoint can be written")
     return net, net.meta["program"], net.meta["semantics"], context

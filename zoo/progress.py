@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -11,5 +12,7 @@ def bar(items: Iterable[Any], label: str, total: int | None = None) -> Iterable[
     """Yield the items under a bar on standard error; on a terminal only, and only after a second."""
     from tqdm import tqdm
 
-    shown: Iterable[Any] = tqdm(items, desc=label, total=total, delay=1, leave=False, disable=not sys.stderr.isatty())
+    # of several processes the first shows them
+    hidden = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
+    shown: Iterable[Any] = tqdm(items, desc=label, total=total, delay=1, leave=False, disable=hidden)
     return shown

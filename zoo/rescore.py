@@ -6,14 +6,9 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from zoo.console import entry
 from zoo.errors import ArtifactError, ZooError
-
-if TYPE_CHECKING:
-    from zoo.artifact.checkpoint import Checkpoint
-    from zoo.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -27,15 +22,6 @@ class Rescored:
     logits_sha256: str
 
 
-def recipe_of(held: Checkpoint, folder: Path) -> Recipe:
-    """Return the recipe that a checkpoint of this folder holds; RecipeError if it is none."""
-    from zoo.recipe import Recipe
-    from zoo.recipe_file import parse_recipe
-
-    label = str(folder / "recipe.yaml")
-    return Recipe.parse(parse_recipe(held.recipe, label), label)
-
-
 def rescore(folder: Path) -> Rescored:
     """Return what the integer network of a checkpoint scores; needs the data set, but no float weights.
 
@@ -44,6 +30,7 @@ def rescore(folder: Path) -> Rescored:
     from zoo.artifact import checkpoint
     from zoo.data import DataConfig, load_split
     from zoo.evaluation import predict
+    from zoo.hub.rescore import recipe_of
     from zoo.pipeline import configure
     from zoo.preprocess import Preprocess
     from zoo.resolve import build

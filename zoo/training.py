@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors.torch import save
 
-from zoo import __version__
+from zoo import __version__, ranks
 from zoo.artifact import files
 from zoo.context import Context, Images
 from zoo.data import DataConfig, load_split
@@ -71,6 +71,7 @@ def train_float(fields: dict[str, Any], *, output: Path | None = None, command: 
     for i, step in enumerate(recipe.steps):
         context.position = i
         net = make_step(step, f"recipe.steps[{i}]")(net, context)
+    ranks.leave()
     seconds = round(time.perf_counter() - started, 1)
     trained = net.state_dict()
     model.load_state_dict({name: trained.get(name, value) for name, value in model.state_dict().items()})

@@ -19,9 +19,8 @@ import yaml
 
 from zoo.artifact import checkpoint
 from zoo.data import DataConfig, load_split
-from zoo.hub.rescore import top1
+from zoo.hub.rescore import recipe_of, top1
 from zoo.paths import results_dir
-from zoo.rescore import recipe_of
 from zoo.resolve import build
 
 ROOT = Path(__file__).resolve().parents[2]

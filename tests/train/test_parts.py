@@ -80,7 +80,7 @@ def test_images_held_out_are_never_trained_on_nor_calibrated_with() -> None:
 def test_augmentation_of_uint8_images_normalises_like_evaluation() -> None:
     pixels = torch.full((8, 4, 4, 1), 100, dtype=torch.uint8).numpy()
     images = Images(pixels, Preprocess((4, 4), (50.0,), (10.0,)), torch.zeros(8, dtype=torch.int64))
-    x = images.augmented(torch.arange(8), torch.Generator().manual_seed(0), pad=0)
+    x = images.augmented(torch.arange(8), torch.rand(8, 3, generator=torch.Generator().manual_seed(0)), pad=0)
     assert torch.equal(x, images.at(slice(0, 8))) and float(x[0, 0, 0, 0]) == 5.0
 
 

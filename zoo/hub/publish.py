@@ -26,9 +26,8 @@ from zoo.hub.fetch import check_published, manifest_files, open_hub
 from zoo.hub.index import Entry, File
 from zoo.hub.names import TAG, Address, parse
 from zoo.hub.refusals import Altered, Missing
-from zoo.hub.rescore import check_accuracy, images_of, top1
+from zoo.hub.rescore import check_accuracy, images_of, recipe_of, top1
 from zoo.recipe import Recipe
-from zoo.rescore import recipe_of
 from zoo.results import dump
 
 _DATASETS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import nn
 
 from zoo.artifact.checkpoint import Checkpoint
@@ -10,7 +12,14 @@ from zoo.errors import ArtifactError
 from zoo.evaluation import predict
 from zoo.preprocess import Preprocess
 from zoo.recipe import Recipe
+from zoo.recipe_file import parse_recipe
 from zoo.resolve import build
+
+
+def recipe_of(read: Checkpoint, where: Path) -> Recipe:
+    """Return the recipe that the checkpoint of a folder holds; RecipeError if it is none."""
+    label = str(where / "recipe.yaml")
+    return Recipe.parse(parse_recipe(read.recipe, label), label)
 
 
 def images_of(recipe: Recipe, read: Checkpoint) -> Split:

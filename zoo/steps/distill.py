@@ -71,7 +71,8 @@ class Distill:
             if step % per_epoch == 0:
                 order = torch.randperm(count, generator=generator)
             rows = order[(step % per_epoch) * self.batch :][: self.batch]
-            x = ctx.calibration.augmented(rows, generator) if self.augment else ctx.calibration.at(rows)
+            draws = torch.rand(len(rows), 3, generator=generator) if self.augment else None
+            x = ctx.calibration.at(rows) if draws is None else ctx.calibration.augmented(rows, draws)
             loss = self._loss(pair, x)
             if not bool(torch.isfinite(loss)):
                 raise QuantError(f"distill: the loss is not finite at step {step}; lower lr_weight and lr_scale")

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import fx
 
-from zoo import __version__
+from zoo import __version__, ranks
 from zoo.context import Context
 from zoo.errors import RecipeError
 from zoo.graph.fold import clone
@@ -100,6 +100,7 @@ class Train:
         diverges or stays at chance, RecipeError for a setting that this graph has no use for.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        ranks.share(self.batch)
         quantized = any(isinstance(m, QNode) for m in net.modules())
         self._check(net, ctx, quantized)
         data = Data(ctx.calibration, device, holdout=self.holdout, augment=self.augment, cutout=self.cutout)
@@ -115,7 +116,7 @@ class Train:
         for p in parameters:
             p.requires_grad_(True)
         loop = Loop(
-            net, torch.compile(net) if self.compile else net, data,
+            net, ranks.parallel(torch.compile(net) if self.compile else net), data,
             optimizers.optimizer(self.optimizer, parts, self.momentum),
             Objective(self.label_smoothing, self.distill, self.temperature), lambda step: 1.0, ctx.generator(),
             Log(ctx.position, int(data.labels.max()) + 1, self.patience), self.batch, self.epochs, self.bf16,
@@ -124,6 +125,7 @@ class Train:
         )  # fmt: skip
         loop.rate = partial(SCHEDULES[self.schedule], total=loop.total, warm=self.warm)
         loop.run(ctx.progress)
+        ranks.single(net)
         if loop.average is not None:
             loop.average.write(net)
         self._finish(net, loop, ctx)
@@ -153,6 +155,8 @@ class Train:
             "formats": repr(net), "start": tensors_sha256(net.state_dict()), "images": ctx.calibration.digest(),
             "teacher": "" if teacher is None else tensors_sha256(teacher.state_dict()),
         }  # fmt: skip
+        if ranks.count() > 1:
+            parts["processes"] = ranks.count()
         identity = identity_of(parts)
         return Snapshots(ctx.work / f"{ctx.position}-train-{identity[:12]}", identity)
 
@@ -166,6 +170,8 @@ class Train:
         name = "train" if "train" not in ctx.log else f"train_{ctx.position}"
         last = loop.log.rows[-1]
         ctx.log[name] = {"steps": loop.total, "loss_first": loop.first_loss, "loss_last_epoch": last["loss"]}
+        if ranks.count() > 1:
+            ctx.log[name]["processes"] = ranks.count()
         if loop.frozen is not None:
             ctx.log[name]["frozen_percent"] = round(loop.frozen.share(), 3)
         if last["holdout"] is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from zoo import augment
+from zoo import augment, ranks
 from zoo.context import Images, shuffled
 from zoo.errors import DataError
 
@@ -38,11 +38,18 @@ class Data:
         return len(self.rows)
 
     def batch(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return augmented images ``[N, C, H, W]`` and their labels; ``chosen`` counts the images to train on."""
-        rows = self.rows[chosen]
-        x = self.images.augmented(rows, generator) if self.augment else self.images.at(rows)
+        """Return augmented images ``[N, C, H, W]`` and their labels; ``chosen`` counts the images to train on.
+
+        Of several processes each gets its own part of the same images, drawn alike.
+        """
+        mine = ranks.share(len(chosen))
+        rows = self.rows[chosen[mine]]
+        if self.augment:
+            x = self.images.augmented(rows, torch.rand(len(chosen), 3, generator=generator)[mine])
+        else:
+            x = self.images.at(rows)
         if self.cutout:
-            x = augment.cutout(x, torch.rand(len(rows), 2, generator=generator), self.cutout)
+            x = augment.cutout(x, torch.rand(len(chosen), 2, generator=generator)[mine], self.cutout)
         return x, self.labels[rows.to(self.labels.device)]
 
     def held_out(self) -> Iterator[tuple[Tensor, Tensor]]:

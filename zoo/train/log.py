@@ -50,12 +50,10 @@ class Log:
     patience: int
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def finite(self, loss: Tensor, step: int) -> float:
-        """Return the loss as a number; QuantError unless it is finite."""
-        value = float(loss.detach())
-        if not math.isfinite(value):
+    def finite(self, loss: float, step: int) -> None:
+        """Raise QuantError unless the loss is finite."""
+        if not math.isfinite(loss):
             raise QuantError(f"train: the loss is not finite at step {step}; lower lr")
-        return value
 
     def close(self, epoch: Epoch, *, step: int, lr: float, holdout: float | None, seconds: float) -> None:
         """Add an epoch; QuantError when the last ``patience`` ones were at chance."""
@@ -83,10 +81,10 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def right(logits: Tensor, labels: Tensor) -> int:
-    """Return how many images ``[N, K]`` are classified right."""
-    with torch.no_grad():
-        return int((logits.argmax(1) == labels).sum())
+@torch.no_grad()
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return how many images ``[N, K]`` are classified right, as an integer tensor."""
+    return (logits.argmax(1) == labels).sum()
 
 
 def _tensorboard(row: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from zoo import ranks
 from zoo.quant.quantizer import RangeLearner
 from zoo.train import log as report
 from zoo.train import optimizer as optimizers
@@ -83,7 +84,11 @@ class Loop:
                 show(f"{self.epoch.line()}, {(self.epoch.seen - before) * 1.0 / max(1e-9, now - self._began):.0f} im/s")
             if self.step % self.per_epoch == 0:
                 self._close(now - started)
-            if self.snapshots is not None and (now - saved >= SAVE_SECONDS or self.step == self.total):
+            if (
+                self.snapshots is not None
+                and ranks.leader()
+                and (now - saved >= SAVE_SECONDS or self.step == self.total)
+            ):
                 self.save()
                 saved = time.monotonic()
 
@@ -97,7 +102,9 @@ class Loop:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.forward(x).float()
         loss = self.objective(logits, labels, target)
-        value = self.log.finite(loss, step)
+        seen = torch.stack([loss.detach(), report.right(logits, labels).to(loss.dtype)])
+        value, right = ranks.mean(seen).tolist()
+        self.log.finite(value, step)
         penalty = None if self.dampen is None else self.dampen.penalty(self.net, step, self.total)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * self.rate(step)
@@ -113,7 +120,7 @@ class Loop:
         if self.average is not None:
             self.average.update(self.net)
         self.first_loss = value if step == 0 else self.first_loss
-        self.epoch.add(value, report.right(logits, labels), len(rows))
+        self.epoch.add(value, round(right * ranks.count()), len(rows))
 
     def _close(self, seconds: float) -> None:
         lr = float(self.optimizer.param_groups[0]["lr"])
@@ -131,7 +138,7 @@ class Loop:
         right = 0
         for x, labels in self.data.held_out():
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-                right += report.right(self.net(x), labels)
+                right += int(report.right(self.net(x), labels))
         self.net.load_state_dict(kept)
         self.net.train()
         return 100.0 * right / len(self.data.held)
