@@ -58,7 +58,7 @@ def rerun(record: Record, root: Path, *, python: str = sys.executable, changes: 
     ``root`` is the results folder of the record; ``python`` another interpreter, ``changes`` other top-level fields of
     the recipe, such as ``{"threads": 1}`` (both for measuring what they change).
     """
-    kept = root / record.recipe / "checkpoint"
+    kept = root / record.checkpoint
     with tempfile.TemporaryDirectory(prefix="reproduce-") as scratch:
         recipe, tolerance = _recorded_recipe(record, kept, Path(scratch), changes or {})
         out = Path(scratch) / "results"
@@ -66,7 +66,7 @@ def rerun(record: Record, root: Path, *, python: str = sys.executable, changes: 
         if done.returncode:
             return Row(record.recipe, FAILED, record.top1, None, tolerance, note=_last(done))
         again = read_record(out / record.file)
-        tensors = checkpoint_differences(kept, out / record.recipe / "checkpoint")
+        tensors = checkpoint_differences(kept, out / record.checkpoint)
     found = causes(record, again)
     exact = again.artifact_sha256 == record.artifact_sha256 and not tensors
     if again.data.fingerprint != record.data.fingerprint:
@@ -82,7 +82,7 @@ def rerun(record: Record, root: Path, *, python: str = sys.executable, changes: 
 
 def rescore(record: Record, root: Path) -> Row:
     """Measure the shipped checkpoint again in a fresh process; integers leave no room, so the tolerance is 0."""
-    kept = root / record.recipe / "checkpoint"
+    kept = root / record.checkpoint
     if not (kept / "manifest.json").is_file():
         note = "its checkpoint is not in this checkout; run it without --weights-only"
         return Row(record.recipe, FAILED, record.top1, None, 0.0, note=note)

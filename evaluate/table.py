@@ -10,6 +10,7 @@ import argparse
 import csv
 import io
 import itertools
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def order(record: Record) -> tuple[object, ...]:
     """Return the sort key of a row: data set, model, then most bits first."""
     weight, _, act = record.bits.removeprefix("W").partition("A")
     bits = tuple(-int(b) if b.isdigit() else 0 for b in (weight, act))
-    return (record.data.name, record.model, bits, record.bits, record.recipe, record.semantics)
+    return (record.data.name, record.model, bits, record.bits, record.recipe, record.semantics, record.seed)
 
 
 def table_csv(records: Sequence[Record]) -> str:
@@ -79,24 +80,39 @@ def readme_tables(records: Sequence[Record]) -> str:
     if not records:
         return "No recipe has been recorded yet.\n"
     blocks = []
-    for label, group in itertools.groupby(sorted(records, key=order), key=data_label):
+    for label, group in itertools.groupby(_rows(records), key=lambda row: data_label(row[0])):
         rows = list(group)
         blocks.append(
-            f"**{label}**, {_one_or_range([r.data.n for r in rows])} images\n\n"
-            "| recipe | bits | float top-1 | integer top-1 | drop [95 %] | weights | vs float | arithmetic | time "
-            "| versions | sha256 |\n"
-            "|---|---|---:|---:|---:|---:|---:|---|---:|---|---|\n" + "".join(map(_readme_row, rows))
+            f"**{label}**, {_one_or_range([r.data.n for r, _ in rows])} images\n\n"
+            "| recipe | bits | float top-1 | integer top-1 | seeds | drop [95 %] | weights | vs float | arithmetic "
+            "| time | versions | sha256 |\n"
+            "|---|---|---:|---:|---:|---:|---:|---:|---|---:|---|---|\n" + "".join(itertools.starmap(_readme_row, rows))
         )
     return "\n".join(blocks)
 
 
-def _readme_row(r: Record) -> str:
+def _rows(records: Sequence[Record]) -> list[tuple[Record, str]]:
+    groups = itertools.groupby(sorted(records, key=order), key=lambda r: (r.recipe, r.data.name, r.semantics))
+    return [_with_seeds(list(seeds)) for _, seeds in groups]
+
+
+def _with_seeds(records: Sequence[Record]) -> tuple[Record, str]:
+    """Return the record that the row shows, of the lowest seed, and what all seeds reach."""
+    shown = min(records, key=lambda r: r.seed)
+    scores = [r.top1 for r in records]
+    if len(scores) == 1:
+        return shown, "1"
+    return shown, f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f} ({len(scores)})"
+
+
+def _readme_row(r: Record, seeds: str) -> str:
     low, high = r.drop_interval
     cells = (
         f"`{r.recipe}`",
         r.bits,
         f"{r.float_top1:.2f}",
         f"**{r.top1:.2f}**",
+        seeds,
         f"{r.drop:.2f} [{low:.2f}, {high:.2f}]",
         size(r.weights_bytes),
         f"{r.float_bytes / r.weights_bytes:.1f}x smaller",
@@ -141,7 +157,7 @@ def render(root: Path) -> dict[Path, str]:
         raise ArtifactError(f"{readme}: cannot be read ({error.strerror}); run from a checkout") from None
     return {
         root / "results" / "table.csv": table_csv(records),
-        root / "results" / "accuracy_vs_size.svg": accuracy_vs_size(sorted(records, key=order)),
+        root / "results" / "accuracy_vs_size.svg": accuracy_vs_size([shown for shown, _ in _rows(records)]),
         readme: put_between(text, readme_tables(records), "README.md"),
     }
 

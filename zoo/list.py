@@ -80,10 +80,11 @@ def _checkpoints(root: Path) -> str:
             r.semantics,
             # Large checkpoints are not kept in git: the recipe makes them, byte for byte.
             "here"
-            if (root / r.recipe / "checkpoint" / "manifest.json").is_file()
+            if (root / r.checkpoint / "manifest.json").is_file()
             else published.get(r.recipe) or "run the recipe",
         )
         for r in read_records(root)
+        if r.seed == 0
     ]
     return _columns([header, *rows]) if rows else "  none yet"
 

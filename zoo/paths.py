@@ -25,6 +25,11 @@ def results_dir() -> Path:
     return _folder("results")
 
 
+def run_place(name: str, seed: int) -> Path:
+    """Return where below a results folder a run keeps its checkpoint; seed 0 makes the one that is shipped."""
+    return Path(name) if seed == 0 else Path(name, f"seed{seed}")
+
+
 def local_checkpoint(name_or_path: str | Path) -> Path | None:
     """Return the folder of a shipped checkpoint, or the one at this path; None where there is neither."""
     text = str(name_or_path)

@@ -22,7 +22,7 @@ from zoo.errors import RecipeError
 from zoo.evaluation import Scores, predict
 from zoo.graph.trace import trace
 from zoo.integer.program import Program
-from zoo.paths import results_dir
+from zoo.paths import results_dir, run_place
 from zoo.preprocess import Preprocess
 from zoo.progress import bar
 from zoo.recipe import Recipe, content_hash, make_step
@@ -51,7 +51,8 @@ class Run:
 
 
 def run(fields: dict[str, Any], *, output: Path | None = None, command: str = "") -> Run:
-    """Execute a resolved recipe and return its record; the checkpoint lies in ``<output>/<name>/checkpoint``.
+    """Execute a resolved recipe and return its record; the checkpoint lies in ``<output>/<name>/checkpoint``,
+    that of another seed than 0 in ``<output>/<name>/seed<n>/checkpoint``.
 
     Accuracy is measured on networks loaded back from the saved checkpoint, never on the objects in memory.
     """
@@ -71,9 +72,10 @@ def run(fields: dict[str, Any], *, output: Path | None = None, command: str = ""
 
     images = Images(calibration.images, preprocess, calibration.labels)
     root = Path(output) if output else results_dir()
-    work = root / recipe.name / ".work"
+    place = root / run_place(recipe.name, recipe.seed)
+    work = place / ".work"
     _, program, semantics, context = execute(recipe, model, images, seconds, work)
-    folder = root / recipe.name / "checkpoint"
+    folder = place / "checkpoint"
     config = describe(recipe, model_config, program, semantics, preprocess, source, calibration, fields)
     text = yaml_text(fields)
     started = time.perf_counter()

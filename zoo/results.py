@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo import resolve
 from zoo.errors import ArtifactError, RecipeError
+from zoo.paths import run_place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,8 +122,13 @@ class Record:
 
     @property
     def file(self) -> str:
-        """The record's place below the results folder: ``<recipe>/<data>-<semantics>.json``."""
-        return f"{self.recipe}/{self.data.name}-{self.semantics}.json"
+        """The record's place below the results folder: ``<recipe>/<data>-<semantics>[-seed<n>].json``."""
+        return f"{self.recipe}/{self.data.name}-{self.semantics}{f'-seed{self.seed}' if self.seed else ''}.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint's place below the results folder."""
+        return run_place(self.recipe, self.seed) / "checkpoint"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, ``format_version`` included."""
@@ -164,8 +170,8 @@ def read_record(path: Path) -> Record:
 
 
 def read_records(root: Path) -> list[Record]:
-    """Read every record ``<root>/<recipe>/<data>-<semantics>.json``, sorted by recipe, data set and semantics."""
-    return sorted(map(read_record, _record_files(root)), key=lambda r: (r.recipe, r.data.name, r.semantics))
+    """Read every record ``<root>/<recipe>/<data>-<semantics>.json``, by recipe, data set, semantics, seed."""
+    return sorted(map(read_record, _record_files(root)), key=lambda r: (r.recipe, r.data.name, r.semantics, r.seed))
 
 
 def _record_files(root: Path) -> Iterator[Path]:

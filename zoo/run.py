@@ -130,17 +130,20 @@ def resolve(arguments: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
             own[key] = value
         elif key == "recipe" and value.endswith(".yaml"):
             file = Path(value)
-        elif key == "recipe" and value not in names():
-            raise RecipeError(f"recipe {value!r} is unknown{suggest(value, names())}")
-        elif key in ("model", "data", "quant") and value not in names(key):
-            raise RecipeError(f"{key} {value!r} is unknown{suggest(value, names(key))}")
         else:
+            check_names(key, value)
             overrides.append(argument)
     if file is None:
         return compose(overrides), own
     if overrides:
         raise RecipeError(f"{file}: is resolved already, {overrides[0]!r} cannot change it; edit the file")
     return read_recipe(file), own
+
+
+def check_names(key: str, value: str) -> None:
+    """Raise RecipeError for a recipe, model, data set or format that is not there."""
+    if key in ("recipe", "model", "data", "quant") and value not in names(key):
+        raise RecipeError(f"{key} {value!r} is unknown{suggest(value, names(key))}")
 
 
 def compose(overrides: list[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from zoo.context import Context, Images
 from zoo.data import DataConfig, load_split
 from zoo.evaluation import predict
 from zoo.graph.trace import trace
-from zoo.paths import results_dir
+from zoo.paths import results_dir, run_place
 from zoo.pipeline import add_teacher, check_classes, configure, cpu_name, remove, versions
 from zoo.preprocess import Preprocess
 from zoo.progress import bar
@@ -48,7 +48,7 @@ def ends_in_float(fields: dict[str, Any]) -> bool:
 
 
 def train_float(fields: dict[str, Any], *, output: Path | None = None, command: str = "") -> Trained:
-    """Train, evaluate and write ``weights/<recipe>.safetensors`` and ``.json`` below the results folder.
+    """Train, evaluate and write ``weights/<recipe>[-seed<n>].safetensors`` and ``.json`` below the results folder.
 
     Raises ZooError for a wrong recipe or data, ArtifactError where the files cannot be written.
     """
@@ -65,7 +65,8 @@ def train_float(fields: dict[str, Any], *, output: Path | None = None, command: 
     net = parent = trace(model, images.at(slice(0, 1)))
     root = Path(output) if output else results_dir()
     context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, images, bar)
-    context.work = root / "weights" / f".{recipe.name}.work"
+    name = "-".join(run_place(recipe.name, recipe.seed).parts)
+    context.work = root / "weights" / f".{name}.work"
     add_teacher(recipe, context)
     started = time.perf_counter()
     for i, step in enumerate(recipe.steps):
@@ -86,7 +87,7 @@ def train_float(fields: dict[str, Any], *, output: Path | None = None, command: 
         "steps": [asdict(s) for s in recipe.steps], "log": context.log, "versions": versions(), "code": __version__,
         "machine": cpu_name(),
     }  # fmt: skip
-    path = root / "weights" / f"{recipe.name}.safetensors"
+    path = root / "weights" / f"{name}.safetensors"
     write_bytes(path, save(tensors))
     write_text(path.with_suffix(".csv"), csv_text(context.curves))
     digest = files.sha256(path)

@@ -1,0 +1,74 @@
+"""Sweeps of small runs on the images of the package, by Hydra's own launcher and by submitit's local workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evaluate.table import readme_tables, table_csv
+from tests.test_layout import ROOT
+from zoo.results import read_records
+
+SMALL = ["images=600", "test_limit=50"]
+
+
+def sweep(where: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "zoo.sweep", *words, f"output={where}"]
+    return subprocess.run(line, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+
+
+def states(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line.split()[0] for line in done.stdout.splitlines() if " recipe=" in line and "HYDRA" not in line]
+
+
+@pytest.mark.slow
+def test_seeds_are_run_once_and_merge_into_one_row(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra 'slurm' is not installed")
+    first = sweep(tmp_path, "recipe=resnet8_fashion_w8a8", "seed=0,1", *SMALL, "hydra/launcher=workers")
+    assert first.returncode == 0 and states(first) == ["made", "made"], first.stderr
+    records = read_records(tmp_path)
+    assert [(r.seed, r.file.endswith("-seed1.json")) for r in records] == [(0, False), (1, True)]
+    assert all((tmp_path / r.checkpoint / "manifest.json").is_file() for r in records)
+    assert records[1].command.endswith("recipe=resnet8_fashion_w8a8 seed=1 images=600 test_limit=50")
+
+    again = sweep(tmp_path, "recipe=resnet8_fashion_w8a8", "seed=0,1,2", *SMALL)
+    assert again.returncode == 0 and states(again) == ["kept", "kept", "made"], again.stderr
+    records = read_records(tmp_path)
+    scores = [r.top1 for r in records]
+    mean = sum(scores) / 3
+    deviation = (sum((s - mean) ** 2 for s in scores) / 2) ** 0.5
+    table = readme_tables(records)
+    assert table.count("`resnet8_fashion_w8a8`") == 1 and f"| {mean:.2f} ± {deviation:.2f} (3) |" in table
+    assert table_csv(records).count("\nresnet8_fashion_w8a8,") == 3
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_stops_no_other_and_other_fields_write_apart(tmp_path: Path) -> None:
+    words = ["recipe=resnet8_fashion_w8a8", "quant.act.bits=8,99,6", *SMALL]
+    done = sweep(tmp_path, *words)
+    assert done.returncode == 1 and states(done) == ["made", "failed", "made"], done.stderr
+    assert "2 of 3 runs have their number" in done.stdout and "99" in done.stdout
+    bits = [json.loads(p.read_text())["bits"] for p in sorted(tmp_path.glob("quant.act.bits=*/*/*-tflite.json"))]
+    assert bits == ["W8A6", "W8A8"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["recipe=resnet8_fashion_w8a9"], "did you mean"),
+        (["recipe=resnet8_fashion_w8a8", "sed=1,2"], "sed"),
+        (["seed=1,2"], "name at least one recipe"),
+        (["recipe"], "expected field=value"),
+        (["recipe=resnet8_fashion_w8a8", "model=resnet8,resnet9"], "model resnet9"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(words: list[str], said: str, tmp_path: Path) -> None:
+    done = sweep(tmp_path, *words)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+    assert said in done.stderr.replace("'", "")
+    assert not any(tmp_path.iterdir())
