@@ -117,7 +117,7 @@ WRONG = {
     "semantics": (["recipe=resnet8_fashion_w8a8", "images=64", "steps.2.calibrate.images=64", "steps.3.gptq.images=16",
                    "steps.4.integerize.semantics=cmsis"], "tflite"),
     "no integerize": (["recipe=resnet8_fashion_w8a8", "images=64", "steps=[fold_batchnorm]"], "integerize"),
-    "teacher without weights": (["recipe=resnet8_float", "teacher.weights=null"], "resnet20_trained"),
+    "teacher without weights": (["recipe=resnet8_float", "data=fake", "teacher.weights=null"], "resnet20_trained"),
     "quantizer": (["recipe=resnet8_qat_w4a4", "+steps.2.train.quantizer=lsqq"], "lsq_plus"),
     "other classes": (["recipe=resnet8_fashion_w8a8", "data=imagenet_folder", "data.args.root=/nowhere"], "nowhere"),
 }  # fmt: skip
