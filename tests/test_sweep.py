@@ -57,6 +57,16 @@ def test_a_run_that_fails_stops_no_other_and_other_fields_write_apart(tmp_path: 
     assert bits == ["W8A6", "W8A8"]
 
 
+@pytest.mark.slow
+def test_a_float_network_is_trained_once_for_each_seed(tmp_path: Path) -> None:
+    words = ["recipe=resnet8_fashion_float", "images=256", "test_limit=50", "steps.0.train.epochs=1"]
+    assert states(sweep(tmp_path, *words, "seed=0")) == ["made"]
+    again = sweep(tmp_path, *words, "seed=0,1")
+    assert again.returncode == 0 and states(again) == ["kept", "made"], again.stderr
+    names = sorted(p.name for p in (tmp_path / "weights").glob("*.safetensors"))
+    assert names == ["resnet8_fashion_float-seed1.safetensors", "resnet8_fashion_float.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -20,6 +20,9 @@ from zoo.artifact import files
 from zoo.errors import ArtifactError
 from zoo.results import write_text
 
+_PRIVATE = ("private", "unencrypted private", "make one with openssl ecparam -name prime256v1 -genkey -noout")
+_PUBLIC = ("public", "public", "name the signer's")
+
 
 def sign(folder: str | Path, key: str | Path) -> Path:
     """Sign every file of a checkpoint folder and return the path of its ``model.sig``.
@@ -34,7 +37,7 @@ def sign(folder: str | Path, key: str | Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / files.SIGNATURE
         config = library.signing.Config().set_hashing_config(_hashing(library, folder))
-        with _reading(key):
+        with _reading(key, *_PRIVATE):
             config.use_elliptic_key_signer(private_key=Path(key)).sign(folder, made)
         write_text(folder / files.SIGNATURE, made.read_text(encoding="utf-8"))
     return folder / files.SIGNATURE
@@ -46,7 +49,7 @@ def public(key: str | Path) -> str:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-    with _reading(key):
+    with _reading(key, *_PRIVATE):
         private = serialization.load_pem_private_key(Path(key).read_bytes(), None)
         if not isinstance(private, EllipticCurvePrivateKey):
             raise TypeError(f"a {type(private).__name__}")
@@ -72,13 +75,9 @@ def verify(folder: str | Path, key: str | Path, signature: Path | None = None) -
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):  # the library prints
         copy = Path(scratch) / files.SIGNATURE
         copy.write_bytes(text)
-        try:
+        with _reading(key, *_PUBLIC):
             config = library.verifying.Config().set_hashing_config(_hashing(library, folder))
             config = config.use_elliptic_key_verifier(public_key=Path(key))
-        except OSError as error:
-            raise ArtifactError(f"{key}: cannot be read ({error.strerror or error}); name a public key") from None
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"{key}: is no public EC key in PEM ({_line(error)}); name the signer's") from None
         try:
             config.verify(folder, copy)
         except Exception as error:  # a malformed signature fails in many ways; none of them may pass
@@ -87,14 +86,13 @@ def verify(folder: str | Path, key: str | Path, signature: Path | None = None) -
 
 
 @contextlib.contextmanager
-def _reading(key: str | Path) -> Iterator[None]:
+def _reading(key: str | Path, half: str, form: str, hint: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ArtifactError(f"{key}: cannot be read ({error.strerror or error}); name a private key") from None
+        raise ArtifactError(f"{key}: cannot be read ({error.strerror or error}); name a {half} key") from None
     except (ValueError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{key}: is no unencrypted private EC key in PEM ({_line(error)}); make one with "
-                            "openssl ecparam -name prime256v1 -genkey -noout") from None  # fmt: skip
+        raise ArtifactError(f"{key}: is no {form} EC key in PEM ({_line(error)}); {hint}") from None
 
 
 def _library() -> ModuleType:

@@ -33,7 +33,6 @@ usage: python -m zoo.sweep recipe=A,B [seed=0,1,2] [field=v1,v2 ...] [hydra/laun
   output=DIR                   where to write (default: results/ of a checkout, ./results otherwise)
   -h, --help                   this text
 """
-_EXTRAS = {"slurm": "slurm", "workers": "slurm", "cluster": "ray"}
 _OUTPUT, _VARIED, _OUTCOME = "ZOO_SWEEP_OUTPUT", "ZOO_SWEEP_VARIED", "outcome.json"
 
 
@@ -86,22 +85,24 @@ def attempt(fields: dict[str, Any], overrides: list[str], root: Path) -> dict[st
     from zoo.pipeline import run
     from zoo.training import ends_in_float, train_float
 
-    command = shlex.join(["python", "-m", "zoo.run", *overrides])
-    if ends_in_float(fields):
-        trained = train_float(fields, output=root, command=command)
-        return {"state": "made", "top1": trained.top1}
     kept = recorded(fields, root)
     if kept is not None:
         return {"state": "kept", "top1": kept}
+    command = shlex.join(["python", "-m", "zoo.run", *overrides])
+    if ends_in_float(fields):
+        return {"state": "made", "top1": train_float(fields, output=root, command=command).top1}
     return {"state": "made", "top1": run(fields, output=root, command=command).record.top1}
 
 
 def recorded(fields: dict[str, Any], root: Path) -> float | None:
-    """Return the accuracy of this very recipe and seed where its record is there, else None."""
+    """Return the accuracy of this very recipe and seed where its record, or its float weights, are there, else None."""
     from zoo.recipe import content_hash
     from zoo.results import read_records
 
     wanted = content_hash(fields)
+    for notes in (json.loads(p.read_text(encoding="utf-8")) for p in sorted((root / "weights").glob("*.json"))):
+        if notes["recipe_sha256"] == wanted:
+            return float(notes["top1"])
     return next((r.top1 for r in read_records(root) if r.recipe_sha256 == wanted), None)
 
 
@@ -156,7 +157,8 @@ def _check(overrides: list[str]) -> list[str]:
 def _require(launchers: list[str]) -> None:
     from importlib.util import find_spec
 
-    known = {**_EXTRAS, "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
+    known = dict.fromkeys(("slurm", "workers", "submitit_slurm", "submitit_local"), "slurm")
+    known |= dict.fromkeys(("cluster", "ray"), "ray")
     plugins = {"slurm": "hydra_plugins.hydra_submitit_launcher", "ray": "hydra_plugins.hydra_ray_launcher"}
     for launcher in launchers:
         extra = known.get(launcher)
