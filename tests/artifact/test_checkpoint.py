@@ -47,23 +47,26 @@ def test_size_is_that_of_the_codes(network: Network, folder: Path) -> None:
         if node.weight is not None:
             weight = network.program.tensors[f"{node.name}.weight"]
             bits += weight.numel() * node.weight.bits + 64 * len(weight)
-    # 78,666 parameters; the header of a file this small is what the margin is for
-    header = 8 + int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
-    assert (folder / "model.safetensors").stat().st_size - header <= 1.05 * bits / 8
+    assert (folder / "model.safetensors").stat().st_size - _header(folder) <= 1.05 * bits / 8
+
+
+def _header(folder: Path) -> int:
+    return 8 + int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
 
 
 @pytest.mark.parametrize("name", zoo.list_checkpoints())
 def test_shipped_checkpoints_load_and_keep_to_their_size(name: str) -> None:
     folder = results_dir() / name / "checkpoint"
     net = zoo.load(name, integer=True)
-    ideal = 0.0
+    ideal, least = 0.0, 8
     for node in net.program.nodes:
         if node.weight is not None:
             weight = net.program.tensors[f"{node.name}.weight"]
             ideal += weight.numel() * node.weight.bits / 8 + 8 * len(weight)
+            least = min(least, node.weight.bits)
     size = (folder / "model.safetensors").stat().st_size
-    header = 8 + int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
-    assert size - header <= 1.05 * ideal
+    # at 2 and 3 bits ResNet8 is so small that the names of its tensors are more than the margin
+    assert size - (_header(folder) if least < 4 else 0) <= 1.05 * ideal
     assert net.labels and net.card.startswith("---")
     height, width = net.preprocess.size
     channels = net.program.input_shape[0]
@@ -116,14 +119,14 @@ def test_cut_weights_are_refused_behind_a_valid_hash(folder: Path) -> None:
 
 
 def _drop(tensors: dict[str, Any]) -> None:
-    del tensors["fc.bias"]
+    del tensors["bias"]
 
 
 TENSORS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "missing": (_drop, r"fc\.bias.*missing"),
+    "missing": (_drop, r"'bias'.*missing"),
     "extra": (lambda t: t.update(more=torch.zeros(3)), "more.*no node"),
-    "shape": (lambda t: t.update({"fc.bias": torch.zeros(11, dtype=torch.int32)}), r"fc\.bias.*\[11\]"),
-    "type": (lambda t: t.update({"fc.bias": torch.zeros(10)}), r"fc\.bias.*int32"),
+    "shape": (lambda t: t.update(bias=torch.zeros(11, dtype=torch.int32)), r"'bias'.*\[11\]"),
+    "type": (lambda t: t.update(bias=t["bias"].float()), r"'bias'.*int32"),
     "packed type": (lambda t: t.update({"fc.weight_packed": t["fc.weight_packed"].float()}), r"fc\.weight_packed"),
     "nan scale": (lambda t: t["fc.weight_scale"].fill_(float("nan")), r"fc\.weight_scale.*positive"),
     "zero scale": (lambda t: t["fc.weight_scale"].fill_(0), r"fc\.weight_scale.*positive"),
@@ -133,7 +136,7 @@ TENSORS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda t: t.update({"fc.weight_scale": t["fc.weight_scale"].double()}),
         r"fc\.weight_scale.*float32",
     ),
-    "unknown type": (lambda t: t.update({"fc.bias": t["fc.bias"].to(torch.complex64)}), r"fc\.bias.*int32"),
+    "unknown type": (lambda t: t.update(bias=t["bias"].to(torch.complex64)), r"'bias'.*int32"),
     "words": (lambda t: t.update({"fc.weight_packed": t["fc.weight_packed"][:, 1:].clone()}), r"fc\.weight_packed"),
     "zero point": (lambda t: t["block3.conv2.weight_zero_point"].fill_(9), r"block3\.conv2\.weight_zero_point"),
 }
@@ -167,7 +170,8 @@ def _rename(config: Any, old: str, new: str) -> None:
 
 
 CONFIGS: dict[str, tuple[Callable[[Any], object], str]] = {
-    "version": (lambda c: c.update(format_version=2), "format_version 2"),
+    "newer version": (lambda c: c.update(format_version=3), "format_version 3.*upgrade"),
+    "older version": (lambda c: c.update(format_version=1), "format_version 1.*again by its recipe"),
     "version type": (lambda c: c.update(format_version=True), "format_version True"),
     "field missing": (lambda c: c.pop("labels"), "'labels' is missing"),
     "field unknown": (lambda c: c.update(code="x"), "'code' is unknown"),

@@ -76,7 +76,7 @@ def test_bytes_by_hand() -> None:
     eight = WeightFormat(8, symmetric=True, per_channel=False)
     tensors, _ = encode(program(torch.tensor([[-128, -1, 127]]), eight, act(8, False)))
     assert raw(tensors["fc.weight_packed"]) == "80ff7f"
-    assert raw(tensors["fc.bias"]) == "ffffffff" and raw(tensors["fc.weight_scale"]) == "abaaaa3e"
+    assert raw(tensors["bias"]) == "ffffffff" and raw(tensors["fc.weight_scale"]) == "abaaaa3e"
 
 
 @given(

@@ -65,7 +65,7 @@ def test_weights_only_holds_and_notices_what_changed(
     write_record(untrue, root)
     assert reproduce.main(["--all", "--weights-only", "--results", str(root)]) == 1
     assert "differs" in capsys.readouterr().out
-    _change(root / NAME / "checkpoint", "fc.bias")
+    _change(root / NAME / "checkpoint", "bias")
     row = reproduce.rescore(record, root)
     assert row.verdict == reproduce.DIFFERS and row.causes[0].startswith("weights ")
 
@@ -90,11 +90,11 @@ def test_the_tensors_that_differ_are_named(shipped: tuple[Path, Record], tmp_pat
     kept = shipped[0] / NAME / "checkpoint"
     shutil.copytree(kept, tmp_path / "other")
     assert checkpoint_differences(kept, tmp_path / "other") == ()
-    _change(tmp_path / "other", "fc.bias")
+    _change(tmp_path / "other", "bias")
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     config["nodes"][1]["out"]["scale"] *= 2
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
-    assert checkpoint_differences(kept, tmp_path / "other") == ("conv (format)", "fc.bias (1 of 10 elements)")
+    assert checkpoint_differences(kept, tmp_path / "other") == ("conv (format)", "bias (1 of 378 elements)")
     assert checkpoint_differences(tmp_path / "absent", kept) == ()
 
 
@@ -120,7 +120,7 @@ def test_verdicts(shipped: tuple[Path, Record], monkeypatch: pytest.MonkeyPatch)
             out = Path(output.removeprefix("output="))
             shutil.copytree(root / NAME / "checkpoint", out / NAME / "checkpoint")
             if "artifact_sha256" in changes:
-                _change(out / NAME / "checkpoint", "fc.bias")
+                _change(out / NAME / "checkpoint", "bias")
             write_record(replace(record, **changes), out)
             return type("Done", (), {"returncode": 0})
 
@@ -131,7 +131,7 @@ def test_verdicts(shipped: tuple[Path, Record], monkeypatch: pytest.MonkeyPatch)
     near = {"top1": record.top1 - 0.25, "drop": record.drop + 0.25, "drop_interval": (-5.0, 5.0)}
     far = {"top1": record.top1 - 0.35, "drop": record.drop + 0.35, "drop_interval": (-5.0, 5.0)}
     row = run(artifact_sha256="1" * 64, **near)
-    assert (row.verdict, row.tensors) == (reproduce.WITHIN, ("fc.bias (1 of 10 elements)",))
+    assert (row.verdict, row.tensors) == (reproduce.WITHIN, ("bias (1 of 378 elements)",))
     assert run(artifact_sha256="1" * 64, **far).verdict == reproduce.DIFFERS
     assert run(data=replace(record.data, fingerprint="2" * 64)).verdict == reproduce.DIFFERS
 

@@ -24,6 +24,7 @@ _ARITY = {"input": 0, "add": 2, "mul": 2}
 _UNFORMATTED = ("max_pool", "flatten")
 _TABLES = (torch.uint8, torch.int16, torch.int32)
 _MAX_SIDE, _MAX_NODES = 4096, 1024
+BIAS = "bias"  # no node's own: theirs have a dot
 # torch.fx writes the network's forward as Python with these names in it
 _RESERVED = frozenset({*dir(fx.GraphModule(nn.Module(), fx.Graph())), *keyword.kwlist, "self"})
 
@@ -31,11 +32,13 @@ _RESERVED = frozenset({*dir(fx.GraphModule(nn.Module(), fx.Graph())), *keyword.k
 def encode(program: Program) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Return the tensors of model.safetensors and the node list of config.json.
 
-    Weights of 2, 3 and 4 bits are flattened to ``[out, in*kh*kw]`` and packed; wider ones are plain int8. Scales of
-    activations lie in the node list, as float32 values in JSON (exact: shortest round-trip decimals of doubles).
+    Weights of 2, 3 and 4 bits are flattened to ``[out, in*kh*kw]`` and packed; wider ones are plain int8. The biases of
+    all nodes lie one behind the other in ``bias``: an entry of the file's header takes more bytes than many of them.
+    Scales of activations lie in the node list, as float32 values in JSON (exact: shortest round-trip decimals of
+    doubles).
     """
     tensors: dict[str, Tensor] = {}
-    nodes = []
+    nodes, biases = [], []
     for node in program.nodes:
         entry: dict[str, Any] = {"name": node.name, "op": node.op, "inputs": list(node.inputs)}
         if node.attrs:
@@ -45,10 +48,11 @@ def encode(program: Program) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         if node.weight is not None:
             entry["weight"] = asdict(node.weight) | {"shape": list(program.tensors[f"{node.name}.weight"].shape)}
             tensors |= _encode_weight(node, program)
+            biases.append(program.tensors[f"{node.name}.bias"])
         if node.op == "table":
             tensors[f"{node.name}.table"] = _smallest(program.tensors[f"{node.name}.table"]).contiguous()
         nodes.append(entry)
-    return tensors, nodes
+    return tensors | ({BIAS: torch.cat(biases)} if biases else {}), nodes
 
 
 def _smallest(table: Tensor) -> Tensor:
@@ -61,7 +65,6 @@ def _encode_weight(node: Node, program: Program) -> dict[str, Tensor]:
     name, bits = node.name, node.weight.bits
     codes = program.tensors[f"{name}.weight"]
     found = {f"{name}.weight_scale": program.tensors[f"{name}.weight_scale"].contiguous()}
-    found[f"{name}.bias"] = program.tensors[f"{name}.bias"].contiguous()
     if f"{name}.weight_zero_point" in program.tensors:
         found[f"{name}.weight_zero_point"] = program.tensors[f"{name}.weight_zero_point"].contiguous()
     if bits in PACKED:
@@ -98,6 +101,7 @@ def decode(tensors: dict[str, Tensor], nodes: Any, input_shape: Any, where: str)
             if int(table.min()) < node.out.qmin or int(table.max()) > node.out.qmax:
                 raise ArtifactError(f"{where}: {node.name}.table holds codes outside the node's format")
             program.tensors[f"{node.name}.table"] = table
+    _decode_biases(left, program, where)
     if left:
         raise ArtifactError(f"{where}: tensor {sorted(left)[0]!r} belongs to no node of config.json")
     return program
@@ -211,6 +215,18 @@ def _format(fields: Any, where: str) -> TensorFormat:
     return out
 
 
+def _decode_biases(left: dict[str, Tensor], program: Program, where: str) -> None:
+    names = [n.name for n in program.nodes if n.weight is not None]
+    counts = [len(program.tensors[f"{name}.weight"]) for name in names]
+    if not names:
+        return
+    bias = _take(left, BIAS, (sum(counts),), where)
+    if bias.dtype != torch.int32:
+        raise ArtifactError(f"{where}: tensor {BIAS!r} must be int32, is {bias.dtype}")
+    for name, part in zip(names, torch.split(bias, counts), strict=True):
+        program.tensors[f"{name}.bias"] = part.clone()
+
+
 def _decode_weight(node: Node, fields: Any, left: dict[str, Tensor], program: Program, where: str) -> None:
     assert node.weight is not None
     name, bits = node.name, node.weight.bits
@@ -222,10 +238,7 @@ def _decode_weight(node: Node, fields: Any, left: dict[str, Tensor], program: Pr
     scale = _take(left, f"{name}.weight_scale", scale_shape, where)
     if scale.dtype != torch.float32 or not bool((torch.isfinite(scale) & (scale > 0)).all()):
         raise ArtifactError(f"{where}: {name}.weight_scale must hold positive finite float32 values")
-    bias = _take(left, f"{name}.bias", (out,), where)
-    if bias.dtype != torch.int32:
-        raise ArtifactError(f"{where}: {name}.bias must be int32, is {bias.dtype}")
-    program.tensors[f"{name}.weight_scale"], program.tensors[f"{name}.bias"] = scale, bias
+    program.tensors[f"{name}.weight_scale"] = scale
     if not node.weight.symmetric:
         zero = _take(left, f"{name}.weight_zero_point", scale_shape, where)
         if zero.dtype != torch.int32 or int(zero.min()) < 0 or int(zero.max()) >= 2**bits:

@@ -8,7 +8,7 @@ from zoo.errors import ArtifactError, DataError
 from zoo.preprocess import Preprocess
 from zoo.resolve import names
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _TEXTS = ("name", "architecture", "license", "semantics")
 _MAPPINGS = ("preprocess", "quantization_config", "provenance")
 _FIELDS = {*_TEXTS, *_MAPPINGS, "format_version", "input_shape", "nodes", "labels", "num_classes"}
@@ -23,8 +23,11 @@ def check_config(value: Any, where: str) -> dict[str, Any]:
     config: dict[str, Any] = value if isinstance(value, dict) else {}
     version = config.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
-        raise ArtifactError(f"{where}: format_version {version!r} is unknown, this version reads {FORMAT_VERSION}; "
-                            "upgrade the package")  # fmt: skip
+        old = type(version) is int and version < FORMAT_VERSION
+        remedy = "make the checkpoint again by its recipe" if old else "upgrade the package"
+        raise ArtifactError(
+            f"{where}: format_version {version!r} is unknown, this version reads {FORMAT_VERSION}; {remedy}"
+        )
     missing, extra = sorted(_FIELDS - set(config)), sorted(set(config) - _FIELDS)
     if missing or extra:
         raise ArtifactError(f"{where}: field {(missing or extra)[0]!r} is {'missing' if missing else 'unknown'}; "
