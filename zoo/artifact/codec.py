@@ -101,9 +101,12 @@ def decode(tensors: dict[str, Tensor], nodes: Any, input_shape: Any, where: str)
             if int(table.min()) < node.out.qmin or int(table.max()) > node.out.qmax:
                 raise ArtifactError(f"{where}: {node.name}.table holds codes outside the node's format")
             program.tensors[f"{node.name}.table"] = table
-    _decode_biases(left, program, where)
-    if left:
-        raise ArtifactError(f"{where}: tensor {sorted(left)[0]!r} belongs to no node of config.json")
+    weighted = [n.name for n in program.nodes if n.weight is not None]
+    stray = sorted(set(left) - ({BIAS} if weighted else set()))
+    if stray:
+        raise ArtifactError(f"{where}: tensor {stray[0]!r} belongs to no node of config.json")
+    if weighted:
+        _decode_biases(left, weighted, program, where)
     return program
 
 
@@ -215,11 +218,8 @@ def _format(fields: Any, where: str) -> TensorFormat:
     return out
 
 
-def _decode_biases(left: dict[str, Tensor], program: Program, where: str) -> None:
-    names = [n.name for n in program.nodes if n.weight is not None]
+def _decode_biases(left: dict[str, Tensor], names: list[str], program: Program, where: str) -> None:
     counts = [len(program.tensors[f"{name}.weight"]) for name in names]
-    if not names:
-        return
     bias = _take(left, BIAS, (sum(counts),), where)
     if bias.dtype != torch.int32:
         raise ArtifactError(f"{where}: tensor {BIAS!r} must be int32, is {bias.dtype}")
