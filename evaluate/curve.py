@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evaluate.plot import COLOURS, linear_range, svg_text
-from zoo.console import entry
-from zoo.errors import ArtifactError, ZooError
+from zoo.console import command, entry
+from zoo.errors import ArtifactError
 from zoo.results import write_text
 
 _WIDTH, _HEIGHT = 860, 520
@@ -86,16 +85,13 @@ def _line(rows: Sequence[_Row], key: str, x: Callable[[float], float], y: Callab
     return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
 
 
+@command()
 def main(arguments: Sequence[str]) -> int:
     """Render each CSV; return 0, or 2 for a file that is none."""
-    try:
-        for name in arguments:
-            path = Path(name)
-            write_text(path.with_suffix(".svg"), curve(read(path), path.stem))
-            print(f"wrote {path.with_suffix('.svg')}")
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for name in arguments:
+        path = Path(name)
+        write_text(path.with_suffix(".svg"), curve(read(path), path.stem))
+        print(f"wrote {path.with_suffix('.svg')}")
     return 0
 
 

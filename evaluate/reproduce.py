@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.differences import causes, checkpoint_differences
-from zoo.console import entry
-from zoo.errors import ArtifactError, RecipeError, ZooError, suggest
+from zoo.console import command, entry
+from zoo.errors import ArtifactError, RecipeError, suggest
 from zoo.paths import results_dir
 from zoo.recipe_file import read_recipe
 from zoo.results import Record, read_record, read_records
@@ -168,6 +168,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, f"{sum(r.holds for r in rows)} of {len(rows)} rows hold"]) + "\n"
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run and print; return 0 when all rows hold, 1 when one differs, 2 when one cannot be run or is unknown."""
     parser = argparse.ArgumentParser(prog="python -m evaluate.reproduce", description="Make recorded numbers again.")
@@ -179,13 +180,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if bool(options.names) == options.all:
         parser.error("name recipes, or give --all")
     rows = []
-    try:
-        for record in choose(options.names, options.results):
-            print(f"{record.recipe}: {'rescoring' if options.weights_only else record.command}", file=sys.stderr)
-            rows.append((rescore if options.weights_only else rerun)(record, options.results))
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for record in choose(options.names, options.results):
+        print(f"{record.recipe}: {'rescoring' if options.weights_only else record.command}", file=sys.stderr)
+        rows.append((rescore if options.weights_only else rerun)(record, options.results))
     print(table(rows), end="")
     return 2 if any(r.verdict == FAILED for r in rows) else int(not all(r.holds for r in rows))
 

@@ -15,9 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from evaluate.ablations import ablations_markdown
 from evaluate.plot import accuracy_vs_size
-from zoo.console import entry
-from zoo.errors import ArtifactError, ZooError
+from zoo.console import command, entry
+from zoo.errors import ArtifactError
 from zoo.results import Record, read_records, write_text
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
@@ -157,28 +158,26 @@ def render(root: Path) -> dict[Path, str]:
         raise ArtifactError(f"{readme}: cannot be read ({error.strerror}); run from a checkout") from None
     return {
         root / "results" / "table.csv": table_csv(records),
+        root / "results" / "ablations.md": ablations_markdown(root / "recipes", root / "results"),
         root / "results" / "accuracy_vs_size.svg": accuracy_vs_size([shown for shown, _ in _rows(records)]),
         readme: put_between(text, readme_tables(records), "README.md"),
     }
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Render or check; return 0, 1 when ``--check`` finds a stale file, or 2 for a record that cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m evaluate.table", description="Render tables from the records.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when something is stale")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent, help="the checkout")
     options = parser.parse_args(arguments)
-    try:
-        stale = {p: t for p, t in render(options.root).items() if not _same(p, t)}
-        for path, text in stale.items():
-            if options.check:
-                print(f"{path.relative_to(options.root)}: is stale; run python -m evaluate.table", file=sys.stderr)
-            else:
-                write_text(path, text)
-                print(f"wrote {path.relative_to(options.root)}")
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    stale = {p: t for p, t in render(options.root).items() if not _same(p, t)}
+    for path, text in stale.items():
+        if options.check:
+            print(f"{path.relative_to(options.root)}: is stale; run python -m evaluate.table", file=sys.stderr)
+        else:
+            write_text(path, text)
+            print(f"wrote {path.relative_to(options.root)}")
     return int(options.check and bool(stale))
 
 

@@ -152,4 +152,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest
 
 def test_recipes_are_yaml_with_a_package_header() -> None:
     for path in recipes_dir().glob("*/*.yaml"):
+        if path.parent.name == "ablation":  # read by zoo.ablate, no group of Hydra's
+            continue
         assert path.read_text().startswith("# @package "), path

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo import resolve
-from zoo.console import entry
-from zoo.errors import RecipeError, ZooError
+from zoo.console import command, entry
+from zoo.errors import RecipeError
 from zoo.hub import index
 from zoo.paths import recipes_dir, results_dir
 from zoo.results import read_records
@@ -94,17 +94,14 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  " + "  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the overview; return 0, or 2 when a file cannot be read or an argument is given."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments:
         print(__doc__.splitlines()[0])
         return 0 if set(arguments) <= {"-h", "--help"} else 2
-    try:
-        print(overview(), end="")
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(overview(), end="")
     return 0
 
 

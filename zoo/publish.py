@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.console import entry
-from zoo.errors import RecipeError, ZooError, suggest
+from zoo.console import command, entry
+from zoo.errors import RecipeError, suggest
 
 HELP = """\
 Publish a checkpoint: it is loaded back and scored again, sent in one commit, downloaded and compared, then tagged.
@@ -28,27 +27,21 @@ usage: python -m zoo.publish NAME repo=org/name [option=value ...]
 """
 
 
+@command(interrupted="nothing was released; the same command again goes on")
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code: 0 done, 2 a refusal that the one-line message explains."""
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP)
         return 0
-    try:
-        from zoo.hub import options
-        from zoo.hub.publish import Options, check_access, publish
+    from zoo.hub import options
+    from zoo.hub.publish import Options, check_access, publish
 
-        names, given = options.split(arguments)
-        if len(names) != 1:
-            raise RecipeError(f"publish: expected one checkpoint, got {names or 'none'}; see --help")
-        chosen = options.typed(Options, given, "publish")
-        check_access(chosen)
-        report(publish(_folder(names[0]), chosen))
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was released; the same command again goes on", file=sys.stderr)
-        return 130
+    names, given = options.split(arguments)
+    if len(names) != 1:
+        raise RecipeError(f"publish: expected one checkpoint, got {names or 'none'}; see --help")
+    chosen = options.typed(Options, given, "publish")
+    check_access(chosen)
+    report(publish(_folder(names[0]), chosen))
     return 0
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoo.console import entry
-from zoo.errors import RecipeError, ZooError, suggest
+from zoo.console import command, entry
+from zoo.errors import RecipeError, suggest
 
 HELP = """\
 Fetch published checkpoints into the cache; every file's hash is checked, and what is there already costs no request.
@@ -34,27 +33,21 @@ class _Options:
     verify: str = ""
 
 
+@command(interrupted="what was fetched whole is kept")
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code: 0 done, 2 a refusal that the one-line message explains."""
     from zoo.hub import index, options
 
-    try:
-        known = index.read()
-        if not arguments or {"-h", "--help"} & set(arguments):
-            print(HELP.format(names=", ".join(known) or "none yet"))
-            return 0
-        names, given = options.split(arguments)
-        chosen = options.typed(_Options, given, "pull")
-        if not names:
-            raise RecipeError(f"pull: name a checkpoint{suggest('', known)}")
-        for name in names:
-            print(_pull(name, chosen))
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: what was fetched whole is kept", file=sys.stderr)
-        return 130
+    known = index.read()
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(HELP.format(names=", ".join(known) or "none yet"))
+        return 0
+    names, given = options.split(arguments)
+    chosen = options.typed(_Options, given, "pull")
+    if not names:
+        raise RecipeError(f"pull: name a checkpoint{suggest('', known)}")
+    for name in names:
+        print(_pull(name, chosen))
     return 0
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoo.console import entry
-from zoo.errors import ArtifactError, ZooError
+from zoo.console import command, entry
+from zoo.errors import ArtifactError
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,13 @@ def rescore(folder: Path) -> Rescored:
     )  # fmt: skip
 
 
+@command()
 def main(arguments: list[str]) -> int:
     """Print the scores as one line of JSON; return 0, or 2 for what cannot be measured."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print(__doc__)
         return 0 if arguments in (["-h"], ["--help"]) else 2
-    try:
-        print(json.dumps(vars(rescore(Path(arguments[0]))), sort_keys=True))
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(json.dumps(vars(rescore(Path(arguments[0]))), sort_keys=True))
     return 0
 
 

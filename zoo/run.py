@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.console import entry
-from zoo.errors import RecipeError, ZooError, suggest
+from zoo.console import command, entry
+from zoo.errors import RecipeError, suggest
 from zoo.paths import recipes_dir
 from zoo.recipe_file import read_recipe
 
@@ -34,47 +33,41 @@ usage: python -m zoo.run recipe=NAME [field=value ...]
 """
 
 
+@command(interrupted="nothing was written")
 def main(arguments: list[str]) -> int:
     """Run the command line and return its exit code: 0 done, 2 a mistake that the one-line message explains."""
-    try:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            print(help_text())
-            return 0
-        fields, own = resolve(arguments)
-        if own.get("check") == "true":
-            from zoo.pipeline import dry, yaml_text
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(help_text())
+        return 0
+    fields, own = resolve(arguments)
+    if own.get("check") == "true":
+        from zoo.pipeline import dry, yaml_text
 
-            dry(fields)
-            print(yaml_text(fields), end="")
-            return 0
-        from zoo.pipeline import run
-        from zoo.training import ends_in_float, train_float
+        dry(fields)
+        print(yaml_text(fields), end="")
+        return 0
+    from zoo.pipeline import run
+    from zoo.training import ends_in_float, train_float
 
-        hub = _hub(own)
-        output = Path(own["output"]) if "output" in own else None
-        # where it was written to is no part of what was computed
-        told = [a for a in arguments if a.partition("=")[0] not in _OWN and not a.startswith("hub.")]
-        command = shlex.join(["python", "-m", "zoo.run", *told])
-        if ends_in_float(fields) and hub is not None:
-            raise RecipeError("hub.publish: only integer networks are published; this recipe ends with a float one")
-        if ends_in_float(fields):
-            trained = train_float(fields, output=output, command=command)
-            print(f"{fields['name']}: {trained.top1:.2f} % top-1 on {trained.n} images, float\nweights {trained.path}\n"
-                  f"sha256 {trained.sha256}\ntensors_sha256 {trained.tensors_sha256}")  # fmt: skip
-            return 0
-        done = run(fields, output=output, command=command)
-        report(done)
-        if hub is not None:
-            from zoo.hub.publish import publish
-            from zoo.publish import report as report_release
+    hub = _hub(own)
+    output = Path(own["output"]) if "output" in own else None
+    # where it was written to is no part of what was computed
+    told = [a for a in arguments if a.partition("=")[0] not in _OWN and not a.startswith("hub.")]
+    command = shlex.join(["python", "-m", "zoo.run", *told])
+    if ends_in_float(fields) and hub is not None:
+        raise RecipeError("hub.publish: only integer networks are published; this recipe ends with a float one")
+    if ends_in_float(fields):
+        trained = train_float(fields, output=output, command=command)
+        print(f"{fields['name']}: {trained.top1:.2f} % top-1 on {trained.n} images, float\nweights {trained.path}\n"
+              f"sha256 {trained.sha256}\ntensors_sha256 {trained.tensors_sha256}")  # fmt: skip
+        return 0
+    done = run(fields, output=output, command=command)
+    report(done)
+    if hub is not None:
+        from zoo.hub.publish import publish
+        from zoo.publish import report as report_release
 
-            report_release(publish(done.folder, hub))
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
+        report_release(publish(done.folder, hub))
     return 0
 
 

@@ -15,7 +15,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.console import entry
+from zoo.console import command, entry
 from zoo.errors import RecipeError, ZooError
 from zoo.paths import recipes_dir, results_dir
 
@@ -36,20 +36,17 @@ usage: python -m zoo.sweep recipe=A,B [seed=0,1,2] [field=v1,v2 ...] [hydra/laun
 _OUTPUT, _VARIED, _OUTCOME = "ZOO_SWEEP_OUTPUT", "ZOO_SWEEP_VARIED", "outcome.json"
 
 
+@command()
 def main(arguments: list[str]) -> int:
     """Run the sweep; return 0 when every run has its record, 1 when one failed, 2 for a mistake in the command."""
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP)
         return 0
-    try:
-        own = [a.removeprefix("output=") for a in arguments if a.startswith("output=")]
-        overrides = [a for a in arguments if not a.startswith("output=")]
-        varied = _check(overrides)
-        root = Path(own[-1]).resolve() if own else results_dir()
-        folder = root / ".sweeps" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    own = [a.removeprefix("output=") for a in arguments if a.startswith("output=")]
+    overrides = [a for a in arguments if not a.startswith("output=")]
+    varied = _check(overrides)
+    root = Path(own[-1]).resolve() if own else results_dir()
+    folder = root / ".sweeps" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     # workers of a cluster get the place in their environment
     words = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra.job.num}", f"+hydra.job.env_set.{_OUTPUT}={root}"]
     words.append(f"+hydra.job.env_set.{_VARIED}='{','.join(varied)}'")

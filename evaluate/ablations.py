@@ -1,0 +1,71 @@
+"""What each technique gives: the records below ``results/ablations``, variant beside variant, as Markdown."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import ArtifactError
+from zoo.recipe_file import read_recipe
+from zoo.results import Record, read_records
+
+_HEAD = """# What each technique gives
+
+Generated from the records below `results/ablations`; `python -m zoo.ablate NAME` makes those that are missing. Each
+row changes one thing of the first row's recipe (`recipes/ablation`). Top-1 in percent is that of the integer network at
+the last epoch, on held-out training images: settings are chosen here, never on test images. The float network that the
+variants start from, and its teacher, have seen the held-out images, so rows compare with each other and with nothing
+else. The interval is that of one accuracy (95 %, Wald), not of a difference: variants share images, start and the order
+of batches.
+"""
+
+
+def ablations_markdown(recipes: Path, results: Path) -> str:
+    """Return the page; ArtifactError for a record of a variant that is not in the recipes."""
+    blocks = [_HEAD]
+    for path in sorted((recipes / "ablation").glob("*.yaml")):
+        spec = read_recipe(path)
+        blocks.append(_section(path.stem, spec, read_records(results / "ablations" / path.stem)))
+    return "\n".join(blocks)
+
+
+def _section(name: str, spec: Mapping[str, Any], records: Sequence[Record]) -> str:
+    head = f"## `{name}`\n\n{spec['description']}.\n\n"
+    stray = sorted({r.recipe for r in records} - set(spec["variants"]))
+    if stray:
+        raise ArtifactError(f"results/ablations/{name}/{stray[0]}: no such variant in recipes/ablation/{name}.yaml; "
+                            "remove the record")  # fmt: skip
+    if not records:
+        return head + "No variant has been run yet.\n"
+    rows = {v: [r for r in records if r.recipe == v] for v in spec["variants"]}
+    base = rows[next(iter(rows))]
+    lines = [
+        "| variant | changes | top-1 [95 %] | to the first row | seeds | time of a run |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for variant, found in rows.items():
+        what = _difference(spec["variants"][variant] or {})
+        name_cell = f"**`{variant}`**, taken" if variant in spec.get("takes", ()) else f"`{variant}`"
+        if not found:
+            lines.append(f"| {name_cell} | {what} | not run yet | | | |")
+            continue
+        mean = _mean(found)
+        half = 196.0 * (mean / 100 * (1 - mean / 100) / sum(r.data.n for r in found)) ** 0.5
+        gap = f"{mean - _mean(base):+.2f}" if base and found is not base else ""
+        minutes = statistics.mean(sum(r.seconds.values()) for r in found) / 60
+        lines.append(f"| {name_cell} | {what} | {mean:.2f} ± {half:.2f} | {gap} | {len(found)} | {minutes:.0f} min |")
+    return head + "\n".join(lines) + "\n"
+
+
+def _mean(records: Sequence[Record]) -> float:
+    return statistics.mean(r.top1 for r in records)
+
+
+def _difference(variant: Mapping[str, Any]) -> str:
+    parts = [f"`{k}: {json.dumps(v).replace('{}', 'defaults')}`" for k, v in variant.get("train", {}).items()]
+    parts += [f"without `{name}`" for name in variant.get("without", ())]
+    parts += ["other steps"] if "steps" in variant else []
+    return ", ".join(parts) or "nothing"
