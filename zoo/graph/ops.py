@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,6 +35,24 @@ def default_settings(module: nn.Module) -> bool:
     return all(getattr(module, name) == getattr(plain, name) for name in names)
 
 
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: Any,
+    dilation: tuple[int, ...], groups: int,
+) -> Tensor:  # fmt: skip
+    """Return ``F.conv2d``; under bfloat16 autocast on a CPU some grouped ones are computed in float32 and rounded.
+
+    Those are the strided ones and those wider than their input: oneDNN has no fast bfloat16 kernel for their gradient,
+    which takes many times as long as in float32.
+    """
+    slow = groups > 1 and (max(stride) > 1 or min(x.shape[2:]) < max(weight.shape[2:]))
+    if not slow or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    with torch.autocast("cpu", enabled=False):
+        offset = None if bias is None else bias.float()
+        y = F.conv2d(x.float(), weight.float(), offset, stride, padding, dilation, groups)
+    return y.to(torch.get_autocast_dtype("cpu"))
+
+
 class Conv2d(nn.Conv2d):
     """A convolution with static zero padding ``pad = (left, right, top, bottom)``, uneven where SAME asks for it."""
 
@@ -55,7 +75,7 @@ class Conv2d(nn.Conv2d):
         """Return ``[N, channels_out, H', W']``."""
         if self.extra_pad is not None:
             x = F.pad(x, self.extra_pad)
-        return super().forward(x)
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     @classmethod
     def of(cls, conv: nn.Conv2d, pad: tuple[int, int, int, int]) -> Conv2d:

@@ -143,7 +143,7 @@ class QConv2d(QWeighted):
         """Return ``[N, out, H', W']``."""
         if self.extra_pad is not None:
             x = F.pad(x, self.extra_pad)
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return ops.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class QLinear(QWeighted):
