@@ -28,14 +28,15 @@ class NormedRange(torch.autograd.Function):
         running: tuple[Tensor, Tensor], momentum: float, eps: float, scale: Tensor, zero_point: Tensor, qmin: int,
         qmax: int, gain: float, rounding: bool,
     ) -> Tensor:  # fmt: skip
-        y, mean, deviation = torch.native_batch_norm(u, gamma, beta, *running, True, momentum, eps)
         s = scale.detach().float()
-        inverse, step, zero = float(1.0 / s), float(s), float(zero_point)
+        # in units of the scale, so that only rounding, clamping and one product are left
+        y, mean, deviation = torch.native_batch_norm(u, gamma / s, beta / s, *running, True, momentum, eps)
+        step, zero = float(s), float(zero_point)
         short = y.dtype != torch.float32
         piece = torch.empty(ops.CHUNK if short else 0)
         for target in torch.split(ops.flat(y), ops.CHUNK):
             code = piece[: target.numel()].copy_(target) if short else target
-            code.mul_(inverse).round_().clamp_(qmin - zero, qmax - zero).mul_(step)
+            code.round_().clamp_(qmin - zero, qmax - zero).mul_(step)
             if short:
                 target.copy_(code)
         ctx.save_for_backward(u, y, gamma, beta, mean, deviation, scale, zero_point)
@@ -68,14 +69,19 @@ class NormedRange(torch.autograd.Function):
             if short and learn:
                 y32.copy_(result)
             if learn:
-                inner.append(torch.dot(g32, y32) - torch.dot(passed, x if rounding else y32))
+                inner.append(torch.dot(g32, y32) if rounding else torch.dot(g32, y32) - torch.dot(passed, y32))
             if moves:
-                outside.append(g32.sum() - passed.sum())
+                outside.append(g32.sum())
             if passed is not out:
                 out.copy_(passed)
-        slope = (torch.stack(inner).sum() * gain / s).reshape(scale.shape) if learn else None
-        moved = (-torch.stack(outside).sum() * gain * s).reshape(zero_point.shape) if moves else None
         grads = torch.ops.aten.native_batch_norm_backward(
             grad_x, u, gamma, None, None, mean, deviation, True, eps, [True, True, True]
         )
+        # sums over what passed: BatchNorm's own gradients hold them, x being gamma times the normalised u plus beta
+        through = torch.dot(gamma.float(), grads[1].float()) + torch.dot(beta.float(), grads[2].float())
+        slope = None
+        if learn:
+            total = torch.stack(inner).sum() - (through if rounding else 0.0)
+            slope = (total * gain / s).reshape(scale.shape)
+        moved = ((grads[2].sum() - torch.stack(outside).sum()) * gain * s).reshape(zero_point.shape) if moves else None
         return *grads, None, None, None, slope, moved, None, None, None, None
