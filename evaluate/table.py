@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from evaluate import curve
 from evaluate.ablations import ablations_markdown
 from evaluate.plot import accuracy_vs_size
 from zoo.console import command, entry
@@ -161,7 +162,17 @@ def render(root: Path) -> dict[Path, str]:
         root / "results" / "ablations.md": ablations_markdown(root / "recipes", root / "results"),
         root / "results" / "accuracy_vs_size.svg": accuracy_vs_size([shown for shown, _ in _rows(records)]),
         readme: put_between(text, readme_tables(records), "README.md"),
-    }
+    } | _curves(root / "results")
+
+
+def _curves(results: Path) -> dict[Path, str]:
+    # a record's name has a dash, as in zoo.results; tables have none
+    files = sorted([*results.glob("*/*-*.csv"), *results.glob("weights/*.csv")])
+    return {p.with_suffix(".svg"): curve.curve(curve.read(p), _title(p)) for p in files}
+
+
+def _title(path: Path) -> str:
+    return path.stem if path.parent.name == "weights" else f"{path.parent.name}, {path.stem}"
 
 
 @command()

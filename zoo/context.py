@@ -112,7 +112,7 @@ class Context:
     ``parent`` is the traced float network, before any step changed it; ``reference`` the float network that the step
     quantize was given, in the Q-graph's own nodes. ``teacher`` is the float network that the recipe names as one.
     ``work`` is a folder for what lets an interrupted run go on; None: keep nothing. ``curves`` holds the epochs of
-    every training, as rows of a CSV.
+    every training, as rows of a CSV. ``earlier`` sums up the seconds of interrupted runs that this one goes on from.
     """
 
     quant: QuantConfig
@@ -128,6 +128,7 @@ class Context:
     teacher: fx.GraphModule | None = None
     work: Path | None = None
     curves: list[dict[str, Any]] = field(default_factory=list)
+    earlier: float = 0.0
 
     def generator(self) -> torch.Generator:
         """Return a generator that depends on the recipe's seed and on the position of the step alone."""

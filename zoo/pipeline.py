@@ -138,10 +138,10 @@ def execute(
     add_teacher(recipe, context)
     net = parent
     for i, step in enumerate(recipe.steps):
-        started = time.perf_counter()
+        started = time.perf_counter() + context.earlier
         context.position = i
         net = make_step(step, f"recipe.steps[{i}]")(net, context)
-        seconds[f"{i}-{step.name}"] = round(time.perf_counter() - started, 2)
+        seconds[f"{i}-{step.name}"] = round(time.perf_counter() + context.earlier - started, 2)
     ranks.leave()
     if "program" not in net.meta:
         raise RecipeError("recipe.steps: the last step must be integerize, so that a checkpoint can be written")

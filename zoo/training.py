@@ -73,7 +73,7 @@ def train_float(fields: dict[str, Any], *, output: Path | None = None, command: 
         context.position = i
         net = make_step(step, f"recipe.steps[{i}]")(net, context)
     ranks.leave()
-    seconds = round(time.perf_counter() - started, 1)
+    seconds = round(time.perf_counter() - started + context.earlier, 1)
     trained = net.state_dict()
     model.load_state_dict({name: trained.get(name, value) for name, value in model.state_dict().items()})
     top1 = predict(model.eval(), test, preprocess, "float").top1

@@ -48,6 +48,19 @@ def test_written_tables_pass_the_check(checkout: Path) -> None:
     assert readme.startswith("before\n") and readme.endswith("\nafter\n") and "old" not in readme
 
 
+def test_every_training_has_a_curve_that_goes_stale(checkout: Path) -> None:
+    header = "position,epoch,step,lr,loss,accuracy,holdout,images_per_second\n"
+    for name in ("toy_w4a8/shapes-tflite.csv", "weights/toy_float.csv"):
+        (checkout / "results" / name).parent.mkdir()
+        (checkout / "results" / name).write_text(f"{header}2,1,9,0.1,1.5,50,,7\n2,2,18,0.1,1.25,60,,7\n")
+    arguments = ["--root", str(checkout)]
+    assert main(arguments) == 0 and main([*arguments, "--check"]) == 0
+    drawn = (checkout / "results" / "toy_w4a8" / "shapes-tflite.svg").read_text()
+    assert "toy_w4a8, shapes-tflite" in drawn and (checkout / "results" / "weights" / "toy_float.svg").is_file()
+    (checkout / "results" / "toy_w4a8" / "shapes-tflite.csv").write_text(f"{header}2,1,9,0.1,1.5,51,,7\n")
+    assert main([*arguments, "--check"]) == 1
+
+
 @pytest.mark.parametrize("name", ["README.md", "results/table.csv", "results/accuracy_vs_size.svg"])
 def test_each_stale_file_fails_the_check(checkout: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_record(make_record(), checkout / "results")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -34,9 +35,12 @@ def test_killed_twice_it_ends_in_the_bytes_of_an_uninterrupted_run(tmp_path: Pat
         (folder,) = tmp_path.iterdir()
         assert f"step-{step - 1:09d}.json" in {p.name for p in folder.iterdir()}
         assert len(list(folder.glob("step-*.json"))) in (1, 2)
-    resumed, _ = train(tmp_path, SETTINGS)
-    whole, _ = train(None, SETTINGS)
+    spent = json.loads(max(folder.glob("step-*.json")).read_text())["seconds"]
+    resumed, ctx = train(tmp_path, SETTINGS)
+    whole, plain = train(None, SETTINGS)
     assert save(resumed) == save(whole)
+    # a record's time is that of all runs together
+    assert ctx.earlier == spent > 0 and plain.earlier == 0
 
 
 def interrupted(work: Path, settings: dict[str, object], at: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,7 @@ class Train:
         )  # fmt: skip
         loop.rate = partial(SCHEDULES[self.schedule], total=loop.total, warm=self.warm)
         loop.run(ctx.progress)
+        ctx.earlier += loop.earlier
         ranks.single(net)
         if loop.average is not None:
             loop.average.write(net)

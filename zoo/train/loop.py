@@ -59,6 +59,7 @@ class Loop:
         self.peaks = [float(g["lr"]) for g in self.optimizer.param_groups]
         self.step, self.epoch = 0, Epoch()
         self.first_loss = 0.0
+        self.earlier, self.started = 0.0, time.monotonic()  # seconds of interrupted runs; when this one began
         self.order = torch.empty(0, dtype=torch.int64)
         self.per_epoch = max(1, len(self.data) // self.batch)
         self.total = self.per_epoch * self.epochs
@@ -158,6 +159,7 @@ class Loop:
         facts = {
             "epoch": vars(self.epoch), "rows": self.log.rows, "first_loss": self.first_loss,
             "averaged": self.average.steps if self.average is not None else 0,
+            "seconds": self.earlier + time.monotonic() - self.started,
         }  # fmt: skip
         self.snapshots.save(self.step, tensors, facts)
 
@@ -181,4 +183,4 @@ class Loop:
         self.generator.set_state(tensors["generator"])
         torch.random.set_rng_state(tensors["torch"])
         self.step, self.epoch, self.log.rows = facts["step"], Epoch(**facts["epoch"]), facts["rows"]
-        self.first_loss = facts["first_loss"]
+        self.first_loss, self.earlier = facts["first_loss"], facts.get("seconds", 0.0)
