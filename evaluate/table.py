@@ -17,6 +17,7 @@ from pathlib import Path
 
 from evaluate import curve
 from evaluate.ablations import ablations_markdown
+from evaluate.floats import float_table
 from evaluate.plot import accuracy_vs_size
 from zoo.console import command, entry
 from zoo.errors import ArtifactError
@@ -161,7 +162,7 @@ def render(root: Path) -> dict[Path, str]:
         root / "results" / "table.csv": table_csv(records),
         root / "results" / "ablations.md": ablations_markdown(root / "recipes", root / "results"),
         root / "results" / "accuracy_vs_size.svg": accuracy_vs_size([shown for shown, _ in _rows(records)]),
-        readme: put_between(text, readme_tables(records), "README.md"),
+        readme: put_between(text, readme_tables(records) + float_table(root / "results" / "weights"), "README.md"),
     } | _curves(root / "results")
 
 

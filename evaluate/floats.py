@@ -1,0 +1,54 @@
+"""Float networks that recipes of this repository trained: what the JSON beside their weights says, as Markdown."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import ArtifactError
+
+_HEAD = """**Float networks trained here**
+
+| recipe | data | images | top-1 | seeds | steps | teacher | tensors sha256 |
+|---|---|---:|---:|---:|---:|---|---|
+"""
+
+
+def float_table(weights: Path) -> str:
+    """Return a table of the networks in a folder of weights, seeds merged; empty where there is none.
+
+    Raises ArtifactError for a file that is not what a training wrote.
+    """
+    found = sorted((_read(p) for p in weights.glob("*.json")), key=lambda n: (n["recipe"], n["seed"]))
+    rows = [_row(list(group)) for _, group in itertools.groupby(found, key=lambda n: n["recipe"])]
+    return "\n" + _HEAD + "".join(rows) if rows else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        notes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _row([notes])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path}: is no record of a float training ({error!r}); run its recipe again") from None
+    return notes
+
+
+def _row(seeds: list[dict[str, Any]]) -> str:
+    shown, scores = seeds[0], [float(n["top1"]) for n in seeds]
+    several = f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f} ({len(scores)})" if scores[1:] else "1"
+    subset = f" ({shown['test']['subset']})" if shown["test"]["subset"] else ""
+    steps = sum(int(part["steps"]) for name, part in shown["log"].items() if name.startswith("train"))
+    cells = (
+        f"`{shown['recipe']}`",
+        f"{shown['test']['name']}{subset}",
+        f"{shown['test']['n']:,}",
+        f"**{scores[0]:.2f}**",
+        several,
+        f"{steps:,}",
+        str(shown["log"].get("teacher", {}).get("model", "none")),
+        f"`{shown['tensors_sha256'][:12]}`",
+    )
+    return "| " + " | ".join(cells) + " |\n"
