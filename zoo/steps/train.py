@@ -11,8 +11,8 @@ from torch import fx
 
 from zoo import __version__, ranks
 from zoo.context import Context
-from zoo.errors import RecipeError
-from zoo.graph.fold import clone
+from zoo.errors import GraphError, RecipeError
+from zoo.graph.fold import clone, fold_batchnorm
 from zoo.quant.attach import attach, settle
 from zoo.quant.layers import QNode
 from zoo.resolve import names
@@ -104,8 +104,9 @@ class Train:
         quantized = any(isinstance(m, QNode) for m in net.modules())
         self._check(net, ctx, quantized)
         data = Data(ctx.calibration, device, holdout=self.holdout, augment=self.augment, cutout=self.cutout)
-        teacher = self._teacher(ctx, device)
-        snapshots = self._snapshots(net, teacher, ctx)
+        named = None if not self.distill else ctx.parent if ctx.teacher is None else ctx.teacher
+        snapshots = self._snapshots(net, named, ctx)
+        teacher = None if named is None else self._teacher(named, device)
         net = clone(net).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         learners = attach(net, self.quantizer, self.optimizer == "adamw") if quantized else []
         if self.standardize:
@@ -141,11 +142,12 @@ class Train:
         if self.distill and ctx.teacher is None and not quantized:
             raise RecipeError("train.distill: a float network needs a teacher; name a model as the recipe's teacher")
 
-    def _teacher(self, ctx: Context, device: torch.device) -> fx.GraphModule | None:
-        if not self.distill:
-            return None
-        teacher = ctx.parent if ctx.teacher is None else ctx.teacher
-        return clone(teacher).to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+    def _teacher(self, named: fx.GraphModule, device: torch.device) -> fx.GraphModule:
+        try:
+            teacher = fold_batchnorm(named)
+        except GraphError:  # a teacher need not be a network that can be quantized
+            teacher = clone(named)
+        return teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
     def _snapshots(self, net: fx.GraphModule, teacher: fx.GraphModule | None, ctx: Context) -> Snapshots | None:
         if ctx.work is None:
