@@ -39,7 +39,10 @@ def checkpoint_differences(recorded: Path, again: Path) -> tuple[str, ...]:
 
     verify(recorded)
     nodes = [parse(folder / "config.json", folder / "config.json")["nodes"] for folder in (recorded, again)]
-    old, new = (load_file(folder / "model.safetensors") for folder in (recorded, again))
+    old, new = (
+        _by_node(found, load_file(folder / "model.safetensors"))
+        for found, folder in zip(nodes, (recorded, again), strict=True)
+    )
     found = []
     for before, after in zip(nodes[0], nodes[1], strict=False):
         name = before["name"]
@@ -54,3 +57,13 @@ def checkpoint_differences(recorded: Path, again: Path) -> tuple[str, ...]:
     if len(nodes[0]) != len(nodes[1]):
         found.append(f"config.json ({len(nodes[0])} -> {len(nodes[1])} nodes)")
     return tuple(found)
+
+
+def _by_node(nodes: list[dict[str, Any]], tensors: dict[str, Any]) -> dict[str, Any]:
+    # the file holds the biases of all nodes in one tensor, the report is about nodes
+    found, start = {name: t for name, t in tensors.items() if name != "bias"}, 0
+    for node in nodes:
+        if "weight" in node:
+            end = start + node["weight"]["shape"][0]
+            found[f"{node['name']}.bias"], start = tensors["bias"][start:end], end
+    return found

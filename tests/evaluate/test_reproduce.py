@@ -94,7 +94,7 @@ def test_the_tensors_that_differ_are_named(shipped: tuple[Path, Record], tmp_pat
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     config["nodes"][1]["out"]["scale"] *= 2
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
-    assert checkpoint_differences(kept, tmp_path / "other") == ("conv (format)", "bias (1 of 378 elements)")
+    assert checkpoint_differences(kept, tmp_path / "other") == ("conv (format)", "conv.bias (1 of 16 elements)")
     assert checkpoint_differences(tmp_path / "absent", kept) == ()
 
 
@@ -131,7 +131,7 @@ def test_verdicts(shipped: tuple[Path, Record], monkeypatch: pytest.MonkeyPatch)
     near = {"top1": record.top1 - 0.25, "drop": record.drop + 0.25, "drop_interval": (-5.0, 5.0)}
     far = {"top1": record.top1 - 0.35, "drop": record.drop + 0.35, "drop_interval": (-5.0, 5.0)}
     row = run(artifact_sha256="1" * 64, **near)
-    assert (row.verdict, row.tensors) == (reproduce.WITHIN, ("bias (1 of 378 elements)",))
+    assert (row.verdict, row.tensors) == (reproduce.WITHIN, ("conv.bias (1 of 16 elements)",))
     assert run(artifact_sha256="1" * 64, **far).verdict == reproduce.DIFFERS
     assert run(data=replace(record.data, fingerprint="2" * 64)).verdict == reproduce.DIFFERS
 
