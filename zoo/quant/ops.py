@@ -35,7 +35,9 @@ def fake_quantize(
     """Return ``dequantize(quantize(x))``, bit-equal to the two and several times as fast; no gradient."""
     if axis is not None and scale.numel() > 1:
         s, z = expand(scale, x, axis), expand(zero_point, x, axis).to(x.dtype)
-        y = torch.round(x * (1.0 / s))
+        y = (x * (1.0 / s)).round_()
+        if not bool(zero_point.any()):
+            return y.clamp_(qmin, qmax).mul_(s)
         # not clamp: with tensors for its ends it takes several times as long as both together
         return torch.minimum(torch.maximum(y, qmin - z, out=y), qmax - z, out=y).mul_(s)
     inverse, step, low, high = _scalars(scale, zero_point, qmin, qmax)

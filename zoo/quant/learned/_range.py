@@ -36,6 +36,9 @@ class LearnedRange(torch.autograd.Function):
         qmin, qmax, axis, gain, rounding = ctx.rest
         rest = (None, None, None, None, None)
         learn, shift = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+        if axis == 0 and scale.numel() > 1 and not bool(zero_point.any()):
+            grad_x, slope = _by_row(x, y, grad, scale, (qmin, qmax), rounding if learn else None)
+            return grad_x, None if slope is None else slope * gain, None, *rest
         if axis is not None and scale.numel() > 1:
             s, z = ops.expand(scale, x, axis), ops.expand(zero_point, x, axis)
             ends = (qmin - z) * s, (qmax - z) * s
@@ -59,6 +62,26 @@ class LearnedRange(torch.autograd.Function):
         slope = (torch.stack(inner).sum() * gain / s).reshape(scale.shape) if learn else None
         moved = (-torch.stack(outside).sum() * gain * s).reshape(zero_point.shape) if shift else None
         return grad_x, slope, moved, *rest
+
+
+def _by_row(
+    x: Tensor, y: Tensor, grad: Tensor, scale: Tensor, limits: tuple[int, int], rounding: bool | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of symmetric weights and of their scales ``[out]``, in a third of the passes over memory.
+
+    ``rounding`` None leaves the scales out.
+    """
+    real = x * (1.0 / ops.expand(scale, x, 0))
+    grad_x = torch.ops.aten.hardtanh_backward(grad, real, *limits)
+    if rounding is None:
+        return grad_x, None
+    g, passed, value, other = (t.reshape(len(scale), -1) for t in (grad, grad_x, y, x if rounding else y))
+    return grad_x, (_inner(g, value) - _inner(passed, other)) / scale
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Return the scalar product of each row of ``a`` with that row of ``b``."""
+    return torch.bmm(a[:, None, :], b[:, :, None]).flatten()
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
