@@ -9,6 +9,8 @@ from torch import Tensor
 
 from zoo.quant import ops
 
+_SHORT = 64  # elements of a row below which a matrix product costs more than a temporary
+
 
 class LearnedRange(torch.autograd.Function):
     """``y = (clamp(round(x / s) + z) - z) s``, straight-through for x inside the range.
@@ -81,6 +83,8 @@ def _by_row(
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Return the scalar product of each row of ``a`` with that row of ``b``."""
+    if a.shape[1] < _SHORT:
+        return (a * b).sum(1)
     return torch.bmm(a[:, None, :], b[:, :, None]).flatten()
 
 
