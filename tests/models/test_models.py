@@ -47,6 +47,18 @@ def test_timm_networks_have_the_published_sizes(name: str, count: int) -> None:
     assert parameters(from_timm.build(name)) == count
 
 
+@pytest.mark.parametrize(("width", "timm"), [(1.0, "100"), (0.75, "075"), (0.5, "050"), (0.35, "035")])
+def test_mobilenetv2_for_cifar_has_the_size_of_timms(width: float, timm: str) -> None:
+    ours = mobilenetv2_cifar.build(10, width)
+    assert parameters(ours) == parameters(from_timm.build(f"mobilenetv2_{timm}", num_classes=10))
+
+
+@pytest.mark.parametrize("width", [0, -1, 5])
+def test_a_width_that_makes_no_network_is_refused(width: float) -> None:
+    with pytest.raises(ModelError, match=r"mobilenetv2_cifar\.width: must be positive and at most 4"):
+        mobilenetv2_cifar.build(10, width)
+
+
 @pytest.mark.parametrize("width", [1.0, 0.75, 0.5, 0.25, 0.3])
 def test_width_multiplier_rounds_down_as_keras_does(width: float) -> None:
     net = mobilenetv1.build(width, num_classes=7)
