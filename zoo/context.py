@@ -113,6 +113,7 @@ class Context:
     quantize was given, in the Q-graph's own nodes. ``teacher`` is the float network that the recipe names as one.
     ``work`` is a folder for what lets an interrupted run go on; None: keep nothing. ``curves`` holds the epochs of
     every training, as rows of a CSV. ``earlier`` sums up the seconds of interrupted runs that this one goes on from.
+    ``augmented`` tells whether the last training saw augmented images.
     """
 
     quant: QuantConfig
@@ -129,6 +130,7 @@ class Context:
     work: Path | None = None
     curves: list[dict[str, Any]] = field(default_factory=list)
     earlier: float = 0.0
+    augmented: bool = False
 
     def generator(self) -> torch.Generator:
         """Return a generator that depends on the recipe's seed and on the position of the step alone."""

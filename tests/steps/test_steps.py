@@ -10,6 +10,7 @@ from tests.networks import images, small_resnet, start
 from zoo.context import Context, Images
 from zoo.errors import DataError, GraphError, QuantError, RecipeError
 from zoo.graph.trace import trace
+from zoo.preprocess import Preprocess
 from zoo.quant.layers import QNode, QWeighted
 from zoo.quant.spec import Format, Override, QuantConfig
 from zoo.recipe import Step as Named
@@ -138,6 +139,30 @@ def test_reestimated_statistics_are_those_of_the_images() -> None:
     y = net.get_submodule("conv")(torch.cat(list(ctx.calibration.batches(96))))
     assert first.running_mean is not None
     assert torch.allclose(first.running_mean, y.mean((0, 2, 3)), atol=1e-4)
+
+
+def test_after_a_training_statistics_are_those_of_augmented_images() -> None:
+    torch.manual_seed(0)
+    pixels = torch.randint(150, 256, (64, 8, 8, 3), dtype=torch.uint8)
+    pictures = Images(pixels, Preprocess((8, 8), (0.0,) * 3, (1.0,) * 3), (torch.arange(64) % 2).long())
+    layers = [nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    net = trace(nn.Sequential(*layers, nn.Linear(4, 2)).eval(), pictures.at(slice(0, 1)))
+
+    def ratio(**settings: Any) -> float:
+        """Mean of the first convolution over its mean on the pictures as they are."""
+        ctx = Context(QuantConfig(), pictures, net)
+        train = {"epochs": 1, "batch": 16, "lr": 1e-6, "bf16": False} | settings.pop("train", {})
+        trained = apply(net, ctx, ("train", train), ("reestimate_batchnorm", {"batches": 4, "batch": 16} | settings))
+        whole = trained.get_submodule("0")(pictures.at(slice(0, 64))).mean((0, 2, 3))
+        mean = trained.get_submodule("1").running_mean
+        assert isinstance(mean, torch.Tensor)
+        return float((mean / whole).mean())
+
+    # a crop at offset d of 8 pixels padded by 4 shows 8 - |d - 4| of them: 52 of 72 in the mean over d = 0 ... 8
+    shown = (52 / 72) ** 2
+    assert ratio() == pytest.approx(shown, rel=0.1)
+    assert ratio(augment=False) == pytest.approx(1.0, rel=1e-4) == ratio(train={"augment": False})
+    assert ratio(train={"augment": False}, augment=True) == pytest.approx(shown, rel=0.1)
 
 
 def test_training_learns() -> None:

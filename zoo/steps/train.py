@@ -127,6 +127,7 @@ class Train:
         loop.rate = partial(SCHEDULES[self.schedule], total=loop.total, warm=self.warm)
         loop.run(ctx.progress)
         ctx.earlier += loop.earlier
+        ctx.augmented = self.augment
         ranks.single(net)
         if loop.average is not None:
             loop.average.write(net)
