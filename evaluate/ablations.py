@@ -65,7 +65,8 @@ def _mean(records: Sequence[Record]) -> float:
 
 
 def _difference(variant: Mapping[str, Any]) -> str:
-    parts = [f"`{k}: {json.dumps(v).replace('{}', 'defaults')}`" for k, v in variant.get("train", {}).items()]
+    parts = [f"`{field}`" for field in variant.get("fields", ())]
+    parts += [f"`{k}: {json.dumps(v).replace('{}', 'defaults')}`" for k, v in variant.get("train", {}).items()]
     parts += [f"without `{name}`" for name in variant.get("without", ())]
     parts += ["other steps"] if "steps" in variant else []
     return ", ".join(parts) or "nothing"

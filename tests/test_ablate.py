@@ -38,7 +38,9 @@ def test_a_variant_changes_what_it_says_and_nothing_else() -> None:
         {"reestimate_batchnorm": {}},
         {"train": {"lr": 0.1}},
     ]
-    changed = ablate.Variant({"quantizer": "tqt", "lr": 1.0}, ("reestimate_batchnorm",)).apply(FIELDS, "x")["steps"]
+    changed = ablate.Variant(train={"quantizer": "tqt", "lr": 1.0}, without=("reestimate_batchnorm",)).apply(
+        FIELDS, "x"
+    )["steps"]
     assert changed[1:] == [
         {"train": {"epochs": 2, "quantizer": "tqt", "lr": 1.0}},
         {"train": {"quantizer": "tqt", "lr": 1.0}},

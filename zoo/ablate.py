@@ -26,8 +26,9 @@ integer network on the data set that NAME names: held-out training images, where
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the base: fields of every step ``train``, steps left out, or other steps altogether."""
+    """What differs from the base: fields of the recipe, of every step ``train``, steps left out, or other steps."""
 
+    fields: tuple[str, ...] = ()
     train: dict[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     steps: tuple[Any, ...] | None = None
@@ -84,8 +85,9 @@ def resolve(name: str, variant: str, seed: int) -> dict[str, Any]:
 
     ablation = read(name)
     where = f"{name}.variants.{variant}"
-    base = compose([f"recipe={ablation.recipe}", *ablation.common])
-    fields = ablation.variant(variant, name).apply(base, where) | {"name": variant, "seed": seed}
+    chosen = ablation.variant(variant, name)
+    base = compose([f"recipe={ablation.recipe}", *ablation.common, *chosen.fields])
+    fields = chosen.apply(base, where) | {"name": variant, "seed": seed}
     Recipe.parse(fields, where)
     return fields
 

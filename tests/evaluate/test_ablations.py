@@ -18,7 +18,7 @@ takes: [plain]
 variants:
   plain: {}
   tqt: {train: {quantizer: tqt, dampen: {}}}
-  bare: {without: [reestimate_batchnorm]}
+  bare: {fields: [quant=w4a4], without: [reestimate_batchnorm]}
 """
 
 
@@ -39,7 +39,7 @@ def test_rows_are_the_variants_with_what_their_records_say(tmp_path: Path) -> No
     assert rows[0] == "| **`plain`**, taken | nothing | 80.00 ± 3.92 |  | 1 | 5 min |"
     # two seeds: 1.96 sqrt(0.82 0.18 / 800) = 2.66 points
     assert rows[1] == '| `tqt` | `quantizer: "tqt"`, `dampen: defaults` | 82.00 ± 2.66 | +2.00 | 2 | 5 min |'
-    assert rows[2].startswith("| `bare` | without `reestimate_batchnorm` | not run yet")
+    assert rows[2].startswith("| `bare` | `quant=w4a4`, without `reestimate_batchnorm` | not run yet")
 
 
 def test_a_record_of_no_variant_is_named(tmp_path: Path) -> None:
