@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
+from evaluate.seeds import over_seeds
 from zoo.errors import ArtifactError
 
 _HEAD = """**Float networks trained here**
@@ -38,7 +38,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _row(seeds: list[dict[str, Any]]) -> str:
     shown, scores = seeds[0], [float(n["top1"]) for n in seeds]
-    several = f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f} ({len(scores)})" if scores[1:] else "1"
     subset = f" ({shown['test']['subset']})" if shown["test"]["subset"] else ""
     steps = sum(int(part["steps"]) for name, part in shown["log"].items() if name.startswith("train"))
     cells = (
@@ -46,7 +45,7 @@ def _row(seeds: list[dict[str, Any]]) -> str:
         f"{shown['test']['name']}{subset}",
         f"{shown['test']['n']:,}",
         f"**{scores[0]:.2f}**",
-        several,
+        over_seeds(scores),
         f"{steps:,}",
         str(shown["log"].get("teacher", {}).get("model", "none")),
         f"`{shown['tensors_sha256'][:12]}`",

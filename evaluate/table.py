@@ -10,7 +10,6 @@ import argparse
 import csv
 import io
 import itertools
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from evaluate import curve
 from evaluate.ablations import ablations_markdown
 from evaluate.floats import float_table
 from evaluate.plot import accuracy_vs_size
+from evaluate.seeds import over_seeds
 from zoo.console import command, entry
 from zoo.errors import ArtifactError
 from zoo.results import Record, read_records, write_text
@@ -102,10 +102,7 @@ def _rows(records: Sequence[Record]) -> list[tuple[Record, str]]:
 def _with_seeds(records: Sequence[Record]) -> tuple[Record, str]:
     """Return the record that the row shows, of the lowest seed, and what all seeds reach."""
     shown = min(records, key=lambda r: r.seed)
-    scores = [r.top1 for r in records]
-    if len(scores) == 1:
-        return shown, "1"
-    return shown, f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f} ({len(scores)})"
+    return shown, over_seeds([r.top1 for r in records])
 
 
 def _readme_row(r: Record, seeds: str) -> str:

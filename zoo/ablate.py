@@ -34,7 +34,7 @@ class Variant:
     steps: tuple[Any, ...] | None = None
 
     def apply(self, fields: dict[str, Any], where: str) -> dict[str, Any]:
-        """Return a copy of a resolved recipe with the differences; RecipeError for one that changes nothing."""
+        """Return a copy of a resolved recipe with the differences; RecipeError for a step that it has not."""
         changed = copy.deepcopy(fields)
         if self.steps is not None:
             changed["steps"] = copy.deepcopy(list(self.steps))
@@ -127,11 +127,9 @@ def main(arguments: Sequence[str]) -> int:
 def _score(fields: dict[str, Any], root: Path, words: str) -> float:
     from zoo.paths import run_place
     from zoo.pipeline import run
-    from zoo.recipe import content_hash
-    from zoo.results import read_records
+    from zoo.sweep import recorded
 
-    wanted = content_hash(fields)
-    kept = next((r.top1 for r in read_records(root) if r.recipe_sha256 == wanted), None)
+    kept = recorded(fields, root)
     if kept is not None:
         return kept
     done = run(fields, output=root, command=f"python -m zoo.ablate {words}")

@@ -79,11 +79,14 @@ class Images:
             return self.pixels[rows if isinstance(rows, slice) else rows.to(self.pixels.device)]
         return torch.tensor(self.pixels[rows if isinstance(rows, slice) else rows.numpy()])
 
-    def batches(self, size: int, limit: int | None = None) -> Iterator[Tensor]:
-        """Yield the first ``limit`` images of a fixed shuffle: many data sets are stored class by class."""
+    def batches(self, size: int, limit: int | None = None, draws: torch.Generator | None = None) -> Iterator[Tensor]:
+        """Yield the first ``limit`` images of a fixed shuffle: many data sets are stored class by class.
+
+        With ``draws`` they are cropped and flipped by its numbers.
+        """
         order = shuffled(len(self))[: limit or len(self)]
         for rows in torch.split(order, size):
-            yield self.at(rows)
+            yield self.at(rows) if draws is None else self.augmented(rows, torch.rand(len(rows), 3, generator=draws))
 
     def augmented(self, rows: Tensor, draws: Tensor, pad: int = 4) -> Tensor:
         """Return these rows randomly cropped, half of them flipped, by ``draws`` ``[N, 3]`` in [0, 1).

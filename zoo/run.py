@@ -53,15 +53,15 @@ def main(arguments: list[str]) -> int:
     output = Path(own["output"]) if "output" in own else None
     # where it was written to is no part of what was computed
     told = [a for a in arguments if a.partition("=")[0] not in _OWN and not a.startswith("hub.")]
-    command = shlex.join(["python", "-m", "zoo.run", *told])
+    line = shlex.join(["python", "-m", "zoo.run", *told])
     if ends_in_float(fields) and hub is not None:
         raise RecipeError("hub.publish: only integer networks are published; this recipe ends with a float one")
     if ends_in_float(fields):
-        trained = train_float(fields, output=output, command=command)
+        trained = train_float(fields, output=output, command=line)
         print(f"{fields['name']}: {trained.top1:.2f} % top-1 on {trained.n} images, float\nweights {trained.path}\n"
               f"sha256 {trained.sha256}\ntensors_sha256 {trained.tensors_sha256}")  # fmt: skip
         return 0
-    done = run(fields, output=output, command=command)
+    done = run(fields, output=output, command=line)
     report(done)
     if hub is not None:
         from zoo.hub.publish import publish

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from zoo.context import Context, shuffled
+from zoo.context import Context
 from zoo.errors import GraphError
 from zoo.graph.fold import clone
 
@@ -17,8 +16,8 @@ from zoo.graph.fold import clone
 class ReestimateBatchnorm:
     """Cumulative moving average over ``batches`` batches in train mode (Nagel et al. 2022, section 3.2).
 
-    The images are augmented as those of the last step train were, unless ``augment`` says otherwise: crops of padded
-    images have other statistics than whole ones, and the weights have learned for theirs.
+    The images are cropped and flipped as those of the last step train were, unless ``augment`` says otherwise: crops of
+    padded images have other statistics than whole ones, and the weights have learned for theirs.
     """
 
     batches: int = 50
@@ -42,15 +41,9 @@ class ReestimateBatchnorm:
             norm.momentum = None
             norm.train()
         limit = min(self.batches * self.batch, len(ctx.calibration))
-        for batch in ctx.progress(self._images(ctx, limit), "batch norm", -(-limit // self.batch)):
+        draws = ctx.generator() if (ctx.augmented if self.augment is None else self.augment) else None
+        batches = ctx.calibration.batches(self.batch, limit, draws)
+        for batch in ctx.progress(batches, "batch norm", -(-limit // self.batch)):
             if len(batch) > 1:
                 net(batch)
         return net.eval()
-
-    def _images(self, ctx: Context, limit: int) -> Iterator[Tensor]:
-        if not (ctx.augmented if self.augment is None else self.augment):
-            yield from ctx.calibration.batches(self.batch, limit)
-            return
-        generator = ctx.generator()
-        for rows in torch.split(shuffled(len(ctx.calibration))[:limit], self.batch):
-            yield ctx.calibration.augmented(rows, torch.rand(len(rows), 3, generator=generator))

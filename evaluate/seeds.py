@@ -1,0 +1,13 @@
+"""How several seeds of one recipe are told in a table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+
+def over_seeds(scores: Sequence[float]) -> str:
+    """Return mean, standard deviation and number of several accuracies in percent; of one, that it is one."""
+    if len(scores) == 1:
+        return "1"
+    return f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f} ({len(scores)})"
