@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import QuantError
+from zoo.quant import ops
+from zoo.quant.learned._formula import formula
+from zoo.quant.learned._range import LearnedRange
 from zoo.quant.learned._sawb import Sawb
 from zoo.quant.learned.lsq import Lsq
 from zoo.quant.learned.lsq_plus import LsqPlus
@@ -165,3 +168,29 @@ def test_batchnorm_and_range_in_one_are_the_two_in_turn(kind: type[Lsq], shape: 
         found.append([y.detach(), *grads, norm.running_mean, norm.running_var, norm.num_batches_tracked])
     for two, one in zip(*found, strict=True):
         assert torch.allclose(one, two, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rounding", [True, False])
+@pytest.mark.parametrize("axis", [None, 0])
+def test_what_a_compiler_gets_equals_the_operation(axis: int | None, rounding: bool) -> None:
+    x, grad = data(4, 300)
+    scale = torch.tensor([0.11, -0.07, 0.3, 0.013]) if axis == 0 else torch.tensor([0.11])
+    zero = torch.zeros(len(scale)) if axis == 0 else torch.tensor([5.0])
+    limits = (-8, 7) if axis == 0 else (0, 15)
+    x[:, 0] = scale * 7  # on the upper end, or inside
+    found = []
+    for function in (LearnedRange.apply, formula):
+        leaf, s, z = x.clone().requires_grad_(), scale.clone().requires_grad_(), zero.clone()
+        z.requires_grad_(axis is None)
+        y = function(leaf, s, z, *limits, axis, 0.5, rounding)
+        y.backward(grad)
+        found.append((y.detach(), leaf.grad, s.grad, z.grad))
+    one, other = found
+    assert torch.equal(one[0], other[0])
+    assert torch.equal(one[0], ops.fake_quantize(x, scale, zero, *limits, axis))
+    assert torch.equal(one[1] == 0, other[1] == 0)
+    assert torch.allclose(one[1], other[1], rtol=1e-6)
+    assert torch.allclose(one[2], other[2], rtol=1e-4, atol=1e-3)
+    assert (one[3] is None) == (other[3] is None) == (axis == 0)
+    assert one[3] is None or torch.allclose(one[3], other[3], rtol=1e-3)
+    assert formula(x.bfloat16(), scale, zero, *limits, axis, 0.5, rounding).dtype == torch.bfloat16

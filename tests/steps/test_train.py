@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from zoo.context import Context, Images
 from zoo.errors import QuantError, RecipeError
 from zoo.graph.trace import trace
 from zoo.quant.layers import QWeighted
+from zoo.quant.learned._learner import Learner
 from zoo.quant.merge import merge_batchnorm
 
 QUANTIZE: list[tuple[str, dict[str, Any]]] = [
@@ -93,6 +95,31 @@ def test_every_quantizer_learns(quantizer: str, optimizer: str) -> None:
     moved = [not torch.equal(a.out.scale, b.out.scale) for a, b in zip(layers(before), layers(trained), strict=True)]
     assert all(moved) and all(layer.out.learner is None for layer in layers(trained))
     apply(trained, ctx, ("integerize", {}))
+
+
+@pytest.mark.parametrize("quantizer", ["lsq_plus", "pact"])
+def test_a_compiled_training_is_the_same_training(quantizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # tracing and autograd are what may differ; code generation is PyTorch's own and needs a C++ compiler
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    # BatchNorm and range as one operation sum in another order, which moves a code now and then
+    monkeypatch.setattr(Learner, "normed", lambda *_: None)
+    net, ctx = start(4, 8)
+    graph = apply(net, ctx, *QUANTIZE)
+    settings = SHORT | {"epochs": 1, "batch": 64, "quantizer": quantizer}
+    plain, compiled = (apply(graph, ctx, ("train", settings | {"compile": c})) for c in (False, True))
+    for name, old in graph.state_dict().items():
+        step, same = (net.state_dict()[name].float() - old.float() for net in (plain, compiled))
+        assert float((step - same).norm()) <= 0.001 * float(step.norm()) + 1e-6, name
+        assert not name.endswith("weight") or float(step.norm()) > 0, name
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    net, ctx = start()
+    with pytest.raises(RecipeError, match=r"train\.compile: none of g\+\+"):
+        apply(net, ctx, *QUANTIZE, ("train", SHORT | {"compile": True}))
 
 
 def test_steps_for_folded_layers_refuse_batchnorm_in_a_layer() -> None:

@@ -35,6 +35,8 @@ class QNode(nn.Module):
 
     def _clamps(self) -> bool:
         """Tell whether the calibrated quantizer's clamp is the activation already: 0 below, at most 6 above."""
+        if torch.compiler.is_compiling():
+            return False  # the answer may change from step to step; fused, a second clamp costs nothing
         zero = float(self.out.zero_point)
         if zero != self.out.qmin or self.act != "relu6":
             return zero == self.out.qmin
@@ -127,6 +129,8 @@ class QWeighted(QNode):
         if self.norm is None or self.norm.weight is None:
             return None
         negative = self.norm.weight < 0
+        if torch.compiler.is_compiling():
+            return torch.where(negative, -1.0, 1.0)
         return torch.where(negative, -1.0, 1.0) if bool(negative.any()) else None
 
 

@@ -33,6 +33,10 @@ def fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None = None
 ) -> Tensor:
     """Return ``dequantize(quantize(x))``, bit-equal to the two and several times as fast; no gradient."""
+    if torch.compiler.is_compiling():
+        s, z = expand(scale, x, axis), expand(zero_point, x, axis)
+        y = torch.round(x.float() * (1.0 / s))
+        return (torch.minimum(torch.maximum(y, qmin - z), qmax - z) * s).to(x.dtype)
     if axis is not None and scale.numel() > 1:
         s, z = expand(scale, x, axis), expand(zero_point, x, axis).to(x.dtype)
         y = (x * (1.0 / s)).round_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal
@@ -31,6 +32,8 @@ from zoo.train.schedule import SCHEDULES
 from zoo.train.sparsify import Sparsify
 from zoo.weights import tensors_sha256
 
+_COMPILERS = ("g++", "clang++", "cl")
+
 
 @dataclass(frozen=True)
 class Train:
@@ -49,7 +52,8 @@ class Train:
 
     ``holdout`` images of the training split are not trained on but measured each epoch: tune on them, never on test
     images. ``patience`` epochs at chance level refuse the run. ``bf16`` computes convolutions in bfloat16 under
-    autocast, ``compile`` needs a C++ compiler or a GPU.
+    autocast. ``compile`` is for a GPU: it fuses quantizers with their neighbours. On a CPU it needs a C++ compiler and
+    loses to the operations written for it.
     """
 
     epochs: int = 60
@@ -102,7 +106,7 @@ class Train:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         ranks.share(self.batch)
         quantized = any(isinstance(m, QNode) for m in net.modules())
-        self._check(net, ctx, quantized)
+        self._check(net, ctx, quantized, device)
         data = Data(ctx.calibration, device, holdout=self.holdout, augment=self.augment, cutout=self.cutout)
         named = None if not self.distill else ctx.parent if ctx.teacher is None else ctx.teacher
         snapshots = self._snapshots(net, named, ctx)
@@ -134,7 +138,7 @@ class Train:
         self._finish(net, loop, ctx)
         return net.to("cpu").eval()
 
-    def _check(self, net: fx.GraphModule, ctx: Context, quantized: bool) -> None:
+    def _check(self, net: fx.GraphModule, ctx: Context, quantized: bool, device: torch.device) -> None:
         if quantized:
             require_ranges(net, "train")
         elif self.dampen or self.freeze or self.standardize or self.sparsify:
@@ -142,6 +146,9 @@ class Train:
                               "and calibrate before it")  # fmt: skip
         if self.distill and ctx.teacher is None and not quantized:
             raise RecipeError("train.distill: a float network needs a teacher; name a model as the recipe's teacher")
+        if self.compile and device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):
+            raise RecipeError(f"train.compile: none of {', '.join(_COMPILERS)} is installed, and PyTorch needs one to "
+                              "compile for the CPU; install one or leave compile out")  # fmt: skip
 
     def _teacher(self, named: fx.GraphModule, device: torch.device) -> fx.GraphModule:
         try:

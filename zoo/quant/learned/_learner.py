@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zoo.quant import ops
 from zoo.quant.learned._normed import NormedRange, fits
-from zoo.quant.learned._range import LearnedRange
+from zoo.quant.learned._range import learned_range
 from zoo.quant.quantizer import Quantizer, RangeLearner, signed_scale
 
 _LEAST = 1e-3  # of the range at the start
@@ -53,15 +52,13 @@ class Learner(RangeLearner):
         """Return the fake-quantized tensor; ``sign`` [channels] multiplies the scale."""
         scale, axis = signed_scale(self.scale(), sign, quantizer.axis)
         zero = self.zero_point(quantizer)
-        limits = (quantizer.qmin, quantizer.qmax)
-        if not torch.is_grad_enabled():
-            return ops.fake_quantize(x, scale, zero, *limits, axis)
-        y: Tensor = LearnedRange.apply(x, scale, zero, *limits, axis, self.gain(x, quantizer), self.rounding)
-        return y
+        return learned_range(
+            x, scale, zero, quantizer.qmin, quantizer.qmax, axis, self.gain(x, quantizer), self.rounding
+        )
 
     def normed(self, u: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d, quantizer: Quantizer) -> Tensor | None:
         """Return ``self(norm(u))`` in one operation; None where there is none for it."""
-        if not torch.is_grad_enabled() or not fits(u, norm):
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not fits(u, norm):
             return None
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)

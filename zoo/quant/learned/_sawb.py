@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import QuantError
-from zoo.quant import ops
-from zoo.quant.learned._range import LearnedRange
+from zoo.quant.learned._range import learned_range
 from zoo.quant.quantizer import Quantizer, RangeLearner, signed_scale
 
 # (c1, c2) of ``alpha = c1 sqrt(E[w^2]) - c2 E|w|`` by bits
@@ -48,11 +47,7 @@ class Sawb(RangeLearner):
     def forward(self, x: Tensor, quantizer: Quantizer, sign: Tensor | None = None) -> Tensor:
         """Return the fake-quantized weight; gradients pass inside the range."""
         scale, axis = signed_scale(self._measure(x, quantizer), sign, quantizer.axis)
-        limits = (quantizer.qmin, quantizer.qmax)
-        if not torch.is_grad_enabled():
-            return ops.fake_quantize(x, scale, quantizer.zero_point, *limits, axis)
-        y: Tensor = LearnedRange.apply(x, scale, quantizer.zero_point, *limits, axis, 1.0, True)
-        return y
+        return learned_range(x, scale, quantizer.zero_point, quantizer.qmin, quantizer.qmax, axis, 1.0, True)
 
     def settle(self, quantizer: Quantizer) -> None:
         """Write the last scale into the quantizer."""
