@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluate.oscillations import facts, oscillations
 from zoo.errors import ArtifactError
 from zoo.recipe_file import read_recipe
 from zoo.results import Record, read_records
@@ -19,44 +20,63 @@ row changes one thing of the first row's recipe (`recipes/ablation`). Top-1 in p
 the last epoch, on held-out training images: settings are chosen here, never on test images. The float network that the
 variants start from, and its teacher, have seen the held-out images, so rows compare with each other and with nothing
 else. The interval is that of one accuracy (95 %, Wald), not of a difference: variants share images, start and the order
-of batches.
+of batches. Oscillating are the low-bit weights that go back and forth between integers at the end of the last training
+(frequency above 0.005, as in Nagel et al. 2022).
 """
 
 
-def ablations_markdown(recipes: Path, results: Path) -> str:
-    """Return the page; ArtifactError for a record of a variant that is not in the recipes."""
-    blocks = [_HEAD]
+def ablations_pages(recipes: Path, results: Path) -> dict[Path, str]:
+    """Return the page and its plots by path; ArtifactError for a record of a variant that is not in the recipes."""
+    blocks, files = [_HEAD], {}
     for path in sorted((recipes / "ablation").glob("*.yaml")):
         spec = read_recipe(path)
-        blocks.append(_section(path.stem, spec, read_records(results / "ablations" / path.stem)))
-    return "\n".join(blocks)
+        rows = _rows(path.stem, spec, read_records(results / "ablations" / path.stem))
+        drawn = _by_layer(rows, spec.get("oscillations", ()))
+        blocks.append(_section(path.stem, spec, rows))
+        if drawn:
+            file = Path("ablations") / f"{path.stem}_oscillations.svg"
+            files[results / file] = oscillations(drawn, f"{path.stem}: weights that oscillate at the end")
+            blocks.append(f"![Oscillating weights of each layer, {', '.join(drawn)}]({file.as_posix()})\n")
+    return {results / "ablations.md": "\n".join(blocks)} | files
 
 
-def _section(name: str, spec: Mapping[str, Any], records: Sequence[Record]) -> str:
-    head = f"## `{name}`\n\n{spec['description']}.\n\n"
+def _rows(name: str, spec: Mapping[str, Any], records: Sequence[Record]) -> dict[str, list[Record]]:
     stray = sorted({r.recipe for r in records} - set(spec["variants"]))
     if stray:
         raise ArtifactError(f"results/ablations/{name}/{stray[0]}: no such variant in recipes/ablation/{name}.yaml; "
                             "remove the record")  # fmt: skip
-    if not records:
+    return {v: [r for r in records if r.recipe == v] for v in spec["variants"]}
+
+
+def _by_layer(rows: Mapping[str, Sequence[Record]], variants: Sequence[str]) -> dict[str, dict[str, float]]:
+    # of several seeds the first: a picture, not a mean
+    known = {v: facts(rows[v][0]).get("oscillating_percent_by_layer") for v in variants if rows[v]}
+    return {v: parts for v, parts in known.items() if isinstance(parts, dict)}
+
+
+def _section(name: str, spec: Mapping[str, Any], rows: Mapping[str, Sequence[Record]]) -> str:
+    head = f"## `{name}`\n\n{spec['description']}.\n\n"
+    if not any(rows.values()):
         return head + "No variant has been run yet.\n"
-    rows = {v: [r for r in records if r.recipe == v] for v in spec["variants"]}
     base = rows[next(iter(rows))]
     lines = [
-        "| variant | changes | top-1 [95 %] | to the first row | seeds | time of a run |",
-        "|---|---|---:|---:|---:|---:|",
+        "| variant | changes | top-1 [95 %] | to the first row | oscillating | seeds | time of a run |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     for variant, found in rows.items():
         what = _difference(spec["variants"][variant] or {})
         name_cell = f"**`{variant}`**, taken" if variant in spec.get("takes", ()) else f"`{variant}`"
         if not found:
-            lines.append(f"| {name_cell} | {what} | not run yet | | | |")
+            lines.append(f"| {name_cell} | {what} | not run yet | | | | |")
             continue
         mean = _mean(found)
         half = 196.0 * (mean / 100 * (1 - mean / 100) / sum(r.data.n for r in found)) ** 0.5
         gap = f"{mean - _mean(base):+.2f}" if base and found is not base else ""
+        shares = [s for s in (facts(r).get("oscillating_percent") for r in found) if isinstance(s, int | float)]
+        swinging = f"{statistics.mean(shares):.2f} %" if shares else ""
         minutes = statistics.mean(sum(r.seconds.values()) for r in found) / 60
-        lines.append(f"| {name_cell} | {what} | {mean:.2f} ± {half:.2f} | {gap} | {len(found)} | {minutes:.0f} min |")
+        cells = [name_cell, what, f"{mean:.2f} ± {half:.2f}", gap, swinging, str(len(found)), f"{minutes:.0f} min"]
+        lines.append(f"| {' | '.join(cells)} |")
     return head + "\n".join(lines) + "\n"
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluate import curve
-from evaluate.ablations import ablations_markdown
+from evaluate.ablations import ablations_pages
 from evaluate.floats import float_table
 from evaluate.plot import accuracy_vs_size
 from evaluate.seeds import over_seeds
@@ -157,10 +157,11 @@ def render(root: Path) -> dict[Path, str]:
         raise ArtifactError(f"{readme}: cannot be read ({error.strerror}); run from a checkout") from None
     return {
         root / "results" / "table.csv": table_csv(records),
-        root / "results" / "ablations.md": ablations_markdown(root / "recipes", root / "results"),
         root / "results" / "accuracy_vs_size.svg": accuracy_vs_size([shown for shown, _ in _rows(records)]),
         readme: put_between(text, readme_tables(records) + float_table(root / "results" / "weights"), "README.md"),
-    } | _curves(root / "results")
+        **ablations_pages(root / "recipes", root / "results"),
+        **_curves(root / "results"),
+    }
 
 
 def _curves(results: Path) -> dict[Path, str]:

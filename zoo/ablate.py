@@ -50,13 +50,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Ablation:
-    """``recipes/ablation/NAME.yaml``: a recipe, the fields all variants share, and the variants, the base first."""
+    """``recipes/ablation/NAME.yaml``: a recipe, the fields all variants share, and the variants, the base first.
+
+    ``takes`` are the variants whose difference the recipe has, ``oscillations`` those that are drawn layer by layer.
+    """
 
     recipe: str
     description: str
     common: tuple[str, ...]
     variants: dict[str, Any]
     takes: tuple[str, ...] = ()
+    oscillations: tuple[str, ...] = ()
 
     def variant(self, name: str, where: str) -> Variant:
         """Return one of the variants; RecipeError names the field that is wrong."""

@@ -18,9 +18,10 @@ from zoo.recipe import Step, make_step
 from zoo.train.data import Data
 from zoo.train.ema import Average
 from zoo.train.freeze import Freeze, Frozen
-from zoo.train.layers import weight_codes, weight_scale
+from zoo.train.layers import low_bit, weight_codes, weight_scale
 from zoo.train.log import Epoch, Log
 from zoo.train.objective import Objective
+from zoo.train.oscillate import Oscillations
 from zoo.train.schedule import SCHEDULES, rise
 from zoo.train.sparsify import largest, two_of_four
 
@@ -188,6 +189,27 @@ def test_a_weight_that_oscillates_is_frozen_at_its_mean_integer() -> None:
     layer.weight[0, 0, 0, 0] = -10.0
     frozen.update(41, 100)
     assert float(weight_codes(layer)[0, 0, 0, 0]) == 1.0
+
+
+@torch.no_grad()
+def test_a_weight_oscillates_that_goes_back_not_one_that_goes_on() -> None:
+    net = q_graph()
+    layer = weighted(net)[1]
+    (name,) = (n for n, m in net.named_modules() if m is layer)
+    scale = float(weight_scale(layer).flatten()[0])
+    layer.weight.zero_()
+    seen = Oscillations(net, momentum=0.01)
+    for i in range(12):
+        layer.weight[0, 0, 0, 0] = scale * (1 - i % 2)
+        layer.weight[0, 0, 0, 1] = scale * min(i, 3)
+        seen.update(i, 12)
+    # twelve changes, of which the first has none before it; the moving average of eleven ones
+    frequency = seen.state[f"{seen.names.index(name)}.frequency"]
+    assert float(frequency[0, 0, 0, 0]) == pytest.approx(1 - 0.99**11, rel=1e-5)
+    assert int((frequency > 0).sum()) == 1
+    facts = seen.facts()
+    assert facts["oscillating_percent_by_layer"][name] == pytest.approx(100 / layer.weight.numel(), abs=1e-3)
+    assert facts["oscillating_percent"] == pytest.approx(100 / sum(m.weight.numel() for m in low_bit(net)), abs=1e-3)
 
 
 def test_normalised_weights_become_the_layers_own() -> None:

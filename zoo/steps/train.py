@@ -28,6 +28,7 @@ from zoo.train.freeze import Freeze, Frozen
 from zoo.train.log import Log
 from zoo.train.loop import Loop
 from zoo.train.objective import Objective
+from zoo.train.oscillate import Oscillations
 from zoo.train.schedule import SCHEDULES
 from zoo.train.sparsify import Sparsify
 from zoo.weights import tensors_sha256
@@ -48,7 +49,7 @@ class Train:
     A Q-graph's ranges are learned by ``quantizer``, a file of ``zoo/quant/learned``, at the rate ``lr_scale``: with SGD
     in the publication's units and relative to ``lr``'s own peak as the publications have it (1 times ``lr``), with
     AdamW as a share of the range per step. ``dampen``, ``freeze``, ``standardize`` (weight normalisation) and
-    ``sparsify`` are for a Q-graph too.
+    ``sparsify`` are for a Q-graph too. ``oscillations`` measures which weights oscillate, for the record's notes.
 
     ``holdout`` images of the training split are not trained on but measured each epoch: tune on them, never on test
     images. ``patience`` epochs at chance level refuse the run. ``bf16`` computes convolutions in bfloat16 under
@@ -76,6 +77,7 @@ class Train:
     freeze: Freeze | None = None
     standardize: bool = False
     sparsify: Sparsify | None = None
+    oscillations: bool = False
     holdout: int = 0
     patience: int = 5
     bf16: bool = True
@@ -126,7 +128,8 @@ class Train:
             Objective(self.label_smoothing, self.distill, self.temperature), lambda step: 1.0, ctx.generator(),
             Log(ctx.position, int(data.labels.max()) + 1, self.patience), self.batch, self.epochs, self.bf16,
             learners, teacher, Average(net, self.ema) if self.ema else None, self.dampen,
-            Frozen(net, self.freeze) if self.freeze else None, self.sparsify, snapshots,
+            Frozen(net, self.freeze) if self.freeze else Oscillations(net) if self.oscillations else None,
+            self.sparsify, snapshots,
         )  # fmt: skip
         loop.rate = partial(SCHEDULES[self.schedule], total=loop.total, warm=self.warm)
         loop.run(ctx.progress)
@@ -141,9 +144,9 @@ class Train:
     def _check(self, net: fx.GraphModule, ctx: Context, quantized: bool, device: torch.device) -> None:
         if quantized:
             require_ranges(net, "train")
-        elif self.dampen or self.freeze or self.standardize or self.sparsify:
-            raise RecipeError("train: dampen, freeze, standardize and sparsify need a Q-graph; put the steps quantize "
-                              "and calibrate before it")  # fmt: skip
+        elif self.dampen or self.freeze or self.standardize or self.sparsify or self.oscillations:
+            raise RecipeError("train: dampen, freeze, standardize, sparsify and oscillations need a Q-graph; put the "
+                              "steps quantize and calibrate before it")  # fmt: skip
         if self.distill and ctx.teacher is None and not quantized:
             raise RecipeError("train.distill: a float network needs a teacher; name a model as the recipe's teacher")
         if self.compile and device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):
@@ -183,8 +186,8 @@ class Train:
         ctx.log[name] = {"steps": loop.total, "loss_first": loop.first_loss, "loss_last_epoch": last["loss"]}
         if ranks.count() > 1:
             ctx.log[name]["processes"] = ranks.count()
-        if loop.frozen is not None:
-            ctx.log[name]["frozen_percent"] = round(loop.frozen.share(), 3)
+        if loop.tracked is not None:
+            ctx.log[name] |= loop.tracked.facts()
         if last["holdout"] is not None:
             ctx.log[name]["holdout_top1"] = last["holdout"]
         ctx.curves += loop.log.rows

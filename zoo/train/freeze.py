@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from zoo.train.layers import low_bit, weight_codes, weight_scale
+from zoo.train.layers import weight_codes, weight_scale
+from zoo.train.oscillate import Oscillations
 from zoo.train.schedule import rise
 
 
@@ -15,9 +16,8 @@ from zoo.train.schedule import rise
 class Freeze:
     """Freezes a weight's integer once its oscillations are frequent.
 
-    An oscillation is a change of the integer against the direction of the change before. Its frequency is an
-    exponential moving average with ``momentum``; beyond a threshold that falls from ``high`` to ``low`` on half a
-    cosine after the share ``start`` of all steps, the integer stays at its own rounded moving average.
+    Beyond a frequency (``zoo.train.oscillate``, with ``momentum``) that falls from ``high`` to ``low`` on half a cosine
+    after the share ``start`` of all steps, the integer stays at its own rounded moving average.
     """
 
     high: float = 0.1
@@ -38,37 +38,33 @@ class Frozen:
 
     def __init__(self, net: fx.GraphModule, settings: Freeze) -> None:
         """Start with nothing frozen."""
-        self.settings, self.layers = settings, low_bit(net)
-        self.state: dict[str, Tensor] = {}
-        for i, layer in enumerate(self.layers):
+        self.settings, self.seen = settings, Oscillations(net, settings.momentum)
+        self.state: dict[str, Tensor] = dict(self.seen.state)
+        for i, layer in enumerate(self.seen.layers):
             codes = weight_codes(layer)
-            self.state |= {
-                f"{i}.codes": codes, f"{i}.mean": codes.clone(), f"{i}.direction": torch.zeros_like(codes),
-                f"{i}.frequency": torch.zeros_like(codes), f"{i}.frozen": torch.zeros_like(codes, dtype=torch.bool),
-            }  # fmt: skip
+            self.state |= {f"{i}.mean": codes, f"{i}.frozen": torch.zeros_like(codes, dtype=torch.bool)}
 
     @torch.no_grad()
     def update(self, step: int, total: int) -> None:
         """Count oscillations after a step of the optimizer, freeze, and put frozen weights back onto their integers."""
-        m = self.settings.momentum
         active = step >= self.settings.start * total
         limit = rise(step, total, self.settings.start, self.settings.high, self.settings.low)
-        for i, layer in enumerate(self.layers):
-            codes, mean, direction, frequency, frozen = (
-                self.state[f"{i}.{key}"] for key in ("codes", "mean", "direction", "frequency", "frozen")
+        for i, layer in enumerate(self.seen.layers):
+            codes, mean, frequency, frozen = (
+                self.state[f"{i}.{key}"] for key in ("codes", "mean", "frequency", "frozen")
             )
             now = torch.where(frozen, codes, weight_codes(layer))
-            change = torch.sign(now - codes)
-            oscillates = (change != 0) & (change == -direction)
-            frequency.mul_(1 - m).add_(oscillates.to(frequency.dtype), alpha=m)
-            mean.lerp_(now, m)
-            direction.copy_(torch.where(change != 0, change, direction))
-            codes.copy_(now)
+            self.seen.see(i, now)
+            mean.lerp_(now, self.settings.momentum)
             if active:
                 fresh = (frequency > limit) & ~frozen
                 codes.copy_(torch.where(fresh, torch.round(mean), codes))
                 frozen |= fresh
             layer.weight.copy_(torch.where(frozen, codes * weight_scale(layer), layer.weight))
+
+    def facts(self) -> dict[str, object]:
+        """Return what is known of oscillations, and the share of frozen weights in percent."""
+        return self.seen.facts() | {"frozen_percent": round(self.share(), 3)}
 
     def share(self) -> float:
         """Return the share of frozen weights, in percent of the layers looked after."""

@@ -21,6 +21,7 @@ from zoo.train.ema import Average
 from zoo.train.freeze import Frozen
 from zoo.train.log import Epoch, Log
 from zoo.train.objective import Objective, opinion
+from zoo.train.oscillate import Oscillations
 from zoo.train.sparsify import Sparsify
 
 SAVE_SECONDS = 60.0
@@ -50,7 +51,7 @@ class Loop:
     teacher: fx.GraphModule | None = None
     average: Average | None = None
     dampen: Dampen | None = None
-    frozen: Frozen | None = None
+    tracked: Frozen | Oscillations | None = None
     sparsify: Sparsify | None = None
     snapshots: Snapshots | None = None
 
@@ -116,8 +117,8 @@ class Loop:
         self.optimizer.step()
         for learner in self.learners:
             learner.limit()
-        if self.frozen is not None:
-            self.frozen.update(step, self.total)
+        if self.tracked is not None:
+            self.tracked.update(step, self.total)
         if self.average is not None:
             self.average.update(self.net)
         self.first_loss = value if step == 0 else self.first_loss
@@ -151,8 +152,8 @@ class Loop:
         tensors |= {f"optimizer.{n}": t for n, t in optimizers.tensors(self.optimizer).items()}
         if self.average is not None:
             tensors |= {f"average.{n}": t for n, t in self.average.values.items()}
-        if self.frozen is not None:
-            tensors |= {f"frozen.{n}": t for n, t in self.frozen.state.items()}
+        if self.tracked is not None:
+            tensors |= {f"tracked.{n}": t for n, t in self.tracked.state.items()}
         tensors |= {
             "order": self.order, "generator": self.generator.get_state(), "torch": torch.random.get_rng_state(),
         }  # fmt: skip
@@ -176,9 +177,9 @@ class Loop:
         optimizers.restore(self.optimizer, part("optimizer").items())
         if self.average is not None:
             self.average.restore(part("average"), facts["averaged"])
-        if self.frozen is not None:
-            for name, value in part("frozen").items():
-                self.frozen.state[name].copy_(value)
+        if self.tracked is not None:
+            for name, value in part("tracked").items():
+                self.tracked.state[name].copy_(value)
         self.order = tensors["order"]
         self.generator.set_state(tensors["generator"])
         torch.random.set_rng_state(tensors["torch"])
