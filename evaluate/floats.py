@@ -9,6 +9,7 @@ from typing import Any
 
 from evaluate.seeds import over_seeds
 from zoo.errors import ArtifactError
+from zoo.results import EvalData
 
 _HEAD = """**Float networks trained here**
 
@@ -38,12 +39,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _row(seeds: list[dict[str, Any]]) -> str:
     shown, scores = seeds[0], [float(n["top1"]) for n in seeds]
-    subset = f" ({shown['test']['subset']})" if shown["test"]["subset"] else ""
+    test = EvalData(**shown["test"] | {"subset": shown["test"]["subset"] or ""})
     steps = sum(int(part["steps"]) for name, part in shown["log"].items() if name.startswith("train"))
     cells = (
         f"`{shown['recipe']}`",
-        f"{shown['test']['name']}{subset}",
-        f"{shown['test']['n']:,}",
+        test.label(),
+        f"{test.n:,}",
         f"**{scores[0]:.2f}**",
         over_seeds(scores),
         f"{steps:,}",

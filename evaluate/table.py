@@ -72,18 +72,12 @@ def _row(r: Record) -> dict[str, object]:
     }
 
 
-def data_label(record: Record) -> str:
-    """Return the data set with its subset, when that is not the whole split."""
-    data = record.data
-    return data.name if data.subset in ("", "full", data.name) else f"{data.name} ({data.subset})"
-
-
 def readme_tables(records: Sequence[Record]) -> str:
     """Return Markdown: one table for each data set, or a line that says that there is no record yet."""
     if not records:
         return "No recipe has been recorded yet.\n"
     blocks = []
-    for label, group in itertools.groupby(_rows(records), key=lambda row: data_label(row[0])):
+    for label, group in itertools.groupby(_rows(records), key=lambda row: row[0].data.label()):
         rows = list(group)
         blocks.append(
             f"**{label}**, {_one_or_range([r.data.n for r, _ in rows])} images\n\n"

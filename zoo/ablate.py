@@ -82,12 +82,12 @@ def read(name: str) -> Ablation:
     return found
 
 
-def resolve(name: str, variant: str, seed: int) -> dict[str, Any]:
-    """Return the resolved recipe of a variant."""
+def resolve(name: str, variant: str, seed: int, ablation: Ablation | None = None) -> dict[str, Any]:
+    """Return the resolved recipe of a variant, of an ablation that is read where none is given."""
     from zoo.recipe import Recipe
     from zoo.run import compose
 
-    ablation = read(name)
+    ablation = ablation or read(name)
     where = f"{name}.variants.{variant}"
     chosen = ablation.variant(variant, name)
     base = compose([f"recipe={ablation.recipe}", *ablation.common, *chosen.fields])
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str]) -> int:
         raise RecipeError(f"ablate: seed={given['seed']}: expected whole numbers") from None
     root = Path(given.get("output", results_dir() / "ablations")) / name
     # all are composed before the first is run, so that a mistake does not wait for hours
-    runs = {(v, s): resolve(name, v, s) for s in seeds for v in chosen or ablation.variants}
+    runs = {(v, s): resolve(name, v, s, ablation) for s in seeds for v in chosen or ablation.variants}
     failed = 0
     for (variant, seed), fields in runs.items():
         try:

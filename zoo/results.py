@@ -32,6 +32,10 @@ class EvalData:
     subset: str
     fingerprint: str
 
+    def label(self) -> str:
+        """Return the data set with its subset, when that is not the whole split."""
+        return self.name if self.subset in ("", "full", self.name) else f"{self.name} ({self.subset})"
+
 
 @dataclass(frozen=True)
 class Calibration:
