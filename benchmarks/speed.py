@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from zoo.compose import compose
 from zoo.context import Context, Images
 from zoo.data import DataConfig, load_split
 from zoo.graph.fold import fold_batchnorm
@@ -32,7 +33,6 @@ from zoo.progress import bar
 from zoo.quant.insert import insert_quantizers
 from zoo.recipe import Recipe
 from zoo.resolve import build, load
-from zoo.run import compose
 from zoo.steps.calibrate import Calibrate
 from zoo.weights import ModelConfig, build_model
 

@@ -20,6 +20,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from zoo.compose import compose
 from zoo.context import Context, Images
 from zoo.graph.trace import trace
 from zoo.memory import keep_freed
@@ -29,7 +30,6 @@ from zoo.quant.attach import attach
 from zoo.quant.spec import QuantConfig
 from zoo.recipe import Step, make_step
 from zoo.resolve import build
-from zoo.run import compose
 from zoo.train import optimizer as optimizers
 from zoo.train.data import Data
 from zoo.train.log import Log

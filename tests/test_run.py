@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import zoo
+from zoo.compose import compose, names
 from zoo.paths import recipes_dir
-from zoo.run import compose, main, names
+from zoo.run import main
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [

@@ -84,8 +84,8 @@ def read(name: str) -> Ablation:
 
 def resolve(name: str, variant: str, seed: int, ablation: Ablation | None = None) -> dict[str, Any]:
     """Return the resolved recipe of a variant, of an ablation that is read where none is given."""
+    from zoo.compose import compose
     from zoo.recipe import Recipe
-    from zoo.run import compose
 
     ablation = ablation or read(name)
     where = f"{name}.variants.{variant}"

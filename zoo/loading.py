@@ -47,9 +47,9 @@ def quantize_network(
 ) -> Network:  # fmt: skip
     """Run a recipe's steps on a user's network; see ``zoo.quantize``."""
     from zoo import __version__
+    from zoo.compose import compose, names
     from zoo.pipeline import execute, quantization_config, yaml_text
     from zoo.recipe import content_hash
-    from zoo.run import compose, names
 
     if isinstance(recipe, str):
         if recipe not in names():

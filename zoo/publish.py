@@ -56,8 +56,8 @@ def report(done: Any) -> None:
 
 def _folder(name: str) -> Path:
     from zoo import list_checkpoints
+    from zoo.compose import compose, names
     from zoo.paths import local_checkpoint
-    from zoo.run import compose, names
 
     folder = local_checkpoint(name)
     if folder is not None:

@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from zoo.compose import check_names, compose, names
 from zoo.console import command, entry
-from zoo.errors import RecipeError, suggest
-from zoo.paths import recipes_dir
+from zoo.errors import RecipeError
 from zoo.recipe_file import read_recipe
 
 _OWN = ("output", "check")
@@ -98,11 +98,6 @@ def report(done: Any) -> None:
     print(f"checkpoint {done.folder}")
 
 
-def names(group: str = "recipe") -> list[str]:
-    """Return the shipped YAML names of a group."""
-    return sorted(p.stem for p in (recipes_dir() / group).glob("*.yaml"))
-
-
 def help_text() -> str:
     """Return the help, with the recipes there are."""
     known = names()
@@ -131,36 +126,6 @@ def resolve(arguments: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     if overrides:
         raise RecipeError(f"{file}: is resolved already, {overrides[0]!r} cannot change it; edit the file")
     return read_recipe(file), own
-
-
-def check_names(key: str, value: str) -> None:
-    """Raise RecipeError for a recipe, model, data set or format that is not there."""
-    if key in ("recipe", "model", "data", "quant") and value not in names(key):
-        raise RecipeError(f"{key} {value!r} is unknown{suggest(value, names(key))}")
-
-
-def compose(overrides: list[str]) -> dict[str, Any]:
-    """Compose the Hydra configuration of some overrides into plain values."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        with initialize_config_dir(config_dir=str(recipes_dir()), version_base="1.3"):
-            config = hydra_compose("config", overrides=overrides)
-        missing = sorted(OmegaConf.missing_keys(config))
-        if missing:
-            raise RecipeError(f"recipe: {missing[0]} is not set; name a recipe: recipe={names()[0]}")
-        fields = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        first = " ".join(str(error).split())
-        cause = error.__cause__
-        detail = f" ({' '.join(str(cause).split())[:160]})" if cause else ""
-        raise RecipeError(f"recipe: {first[:200]}{detail}") from None
-    assert isinstance(fields, dict)
-    return {str(k): v for k, v in fields.items()}
 
 
 if __name__ == "__main__":

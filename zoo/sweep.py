@@ -127,7 +127,7 @@ def _check(overrides: list[str]) -> list[str]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    from zoo.run import check_names, compose
+    from zoo.compose import check_names, compose
 
     first, varied = [], []
     try:

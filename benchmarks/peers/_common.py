@@ -17,13 +17,13 @@ import torch._dynamo  # torch.optim imports it at first use, two seconds that wo
 from torch import Tensor, nn
 
 from zoo import __version__
+from zoo.compose import compose
 from zoo.context import Images
 from zoo.data import DataConfig, load_split
 from zoo.evaluation import predict
 from zoo.preprocess import Preprocess
 from zoo.recipe import Recipe
 from zoo.resolve import build
-from zoo.run import compose
 from zoo.weights import ModelConfig, build_model
 
 BATCH = 32

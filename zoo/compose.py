@@ -1,0 +1,43 @@
+"""From the words of a command line to a resolved recipe: the only reader of the Hydra files in ``recipes``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.errors import RecipeError, suggest
+from zoo.paths import recipes_dir
+
+
+def names(group: str = "recipe") -> list[str]:
+    """Return the shipped YAML names of a group."""
+    return sorted(p.stem for p in (recipes_dir() / group).glob("*.yaml"))
+
+
+def check_names(key: str, value: str) -> None:
+    """Raise RecipeError for a recipe, model, data set or format that is not there."""
+    if key in ("recipe", "model", "data", "quant") and value not in names(key):
+        raise RecipeError(f"{key} {value!r} is unknown{suggest(value, names(key))}")
+
+
+def compose(overrides: list[str]) -> dict[str, Any]:
+    """Compose the Hydra configuration of some overrides into plain values."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(config_dir=str(recipes_dir()), version_base="1.3"):
+            config = hydra_compose("config", overrides=overrides)
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise RecipeError(f"recipe: {missing[0]} is not set; name a recipe: recipe={names()[0]}")
+        fields = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        first = " ".join(str(error).split())
+        cause = error.__cause__
+        detail = f" ({' '.join(str(cause).split())[:160]})" if cause else ""
+        raise RecipeError(f"recipe: {first[:200]}{detail}") from None
+    assert isinstance(fields, dict)
+    return {str(k): v for k, v in fields.items()}
