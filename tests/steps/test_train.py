@@ -14,9 +14,11 @@ from tests.steps.test_steps import apply
 from zoo.context import Context, Images
 from zoo.errors import QuantError, RecipeError
 from zoo.graph.trace import trace
+from zoo.quant.attach import attach
 from zoo.quant.layers import QWeighted
 from zoo.quant.learned._learner import Learner
 from zoo.quant.merge import merge_batchnorm
+from zoo.train import optimizer as optimizers
 
 QUANTIZE: list[tuple[str, dict[str, Any]]] = [
     ("quantize", {"batchnorm": "merge"}),
@@ -112,6 +114,22 @@ def test_a_compiled_training_is_the_same_training(quantizer: str, monkeypatch: p
         step, same = (net.state_dict()[name].float() - old.float() for net in (plain, compiled))
         assert float((step - same).norm()) <= 0.001 * float(step.norm()) + 1e-6, name
         assert not name.endswith("weight") or float(step.norm()) > 0, name
+
+
+@pytest.mark.parametrize("quantizer", ["lsq", "lsq_plus", "pact", "tqt"])
+def test_a_step_on_a_gpu_waits_for_no_value(quantizer: str) -> None:
+    net, ctx = start(4, 4)
+    graph = apply(net, ctx, *QUANTIZE)
+    # a device without values: whoever reads one gets an error
+    graph = graph.to("meta").train()
+    learners = attach(graph, quantizer, False)
+    parameters, _ = optimizers.groups(graph, lr=0.1, weight_decay=0.0, lr_scale=0.1)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    graph(torch.empty(8, 3, 16, 16, device="meta")).sum().backward()
+    for learner in learners:
+        learner.limit()
+    assert len(parameters) > 20 and all(p.grad is not None for p in parameters)
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

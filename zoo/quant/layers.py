@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.graph import ops
+from zoo.quant.ops import readable
 from zoo.quant.quantizer import Quantizer
 from zoo.quant.spec import Format
 
@@ -35,8 +36,8 @@ class QNode(nn.Module):
 
     def _clamps(self) -> bool:
         """Tell whether the calibrated quantizer's clamp is the activation already: 0 below, at most 6 above."""
-        if torch.compiler.is_compiling():
-            return False  # the answer may change from step to step; fused, a second clamp costs nothing
+        if not readable(self.out.zero_point):
+            return False  # a second clamp changes nothing
         zero = float(self.out.zero_point)
         if zero != self.out.qmin or self.act != "relu6":
             return zero == self.out.qmin
@@ -129,7 +130,7 @@ class QWeighted(QNode):
         if self.norm is None or self.norm.weight is None:
             return None
         negative = self.norm.weight < 0
-        if torch.compiler.is_compiling():
+        if not readable(negative):
             return torch.where(negative, -1.0, 1.0)
         return torch.where(negative, -1.0, 1.0) if bool(negative.any()) else None
 

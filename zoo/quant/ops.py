@@ -10,6 +10,11 @@ from torch import Tensor
 CHUNK = 1 << 18  # elements: enough for both cores to share, few enough to stay in their caches
 
 
+def readable(tensor: Tensor) -> bool:
+    """Tell whether reading a value costs nothing: on a GPU the program would wait, and a compiler cannot."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def expand(value: Tensor, like: Tensor, axis: int | None) -> Tensor:
     """Return a per-tensor or per-channel value in a shape that broadcasts over ``like`` along ``axis``."""
     if axis is None or value.numel() == 1:
@@ -33,7 +38,7 @@ def fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None = None
 ) -> Tensor:
     """Return ``dequantize(quantize(x))``, bit-equal to the two and several times as fast; no gradient."""
-    if torch.compiler.is_compiling():
+    if not readable(x):
         s, z = expand(scale, x, axis), expand(zero_point, x, axis)
         y = torch.round(x.float() * (1.0 / s))
         return (torch.minimum(torch.maximum(y, qmin - z), qmax - z) * s).to(x.dtype)

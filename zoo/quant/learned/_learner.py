@@ -58,7 +58,7 @@ class Learner(RangeLearner):
 
     def normed(self, u: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d, quantizer: Quantizer) -> Tensor | None:
         """Return ``self(norm(u))`` in one operation; None where there is none for it."""
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not fits(u, norm):
+        if not torch.is_grad_enabled() or not fits(u, norm):
             return None
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)

@@ -16,10 +16,10 @@ _SHORT = 64  # elements of a row below which a matrix product costs more than a 
 def learned_range(
     x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None, gain: float, rounding: bool
 ) -> Tensor:
-    """Return ``LearnedRange`` of the tensor, in the form that suits: for autograd, for a compiler, or for neither."""
+    """Return ``LearnedRange`` of the tensor, in the form that suits: without a gradient, for a CPU, for all else."""
     if not torch.is_grad_enabled():
         return ops.fake_quantize(x, scale, zero_point, qmin, qmax, axis)
-    if torch.compiler.is_compiling():
+    if not ops.readable(x):
         return formula(x, scale, zero_point, qmin, qmax, axis, gain, rounding)
     return LearnedRange.apply(x, scale, zero_point, qmin, qmax, axis, gain, rounding)  # type: ignore[no-any-return]
 

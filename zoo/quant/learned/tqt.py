@@ -38,7 +38,7 @@ class Tqt(Learner):
     def _normalise(self, grad: Tensor) -> Tensor:
         self.square.mul_(_BETA).add_(grad.square(), alpha=1 - _BETA)
         self.count += 1
-        mean = self.square / (1 - _BETA ** int(self.count))
+        mean = self.square / (1 - _BETA**self.count)
         return torch.tanh(grad / (mean.sqrt() + _EPS))
 
     def scale(self) -> Tensor:
