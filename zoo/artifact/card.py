@@ -13,7 +13,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
 _WEIGHTED = ("conv2d", "linear")
 _LEARNED = ("reconstruct", "adaround", "distill")
 _ROLE = {"input": "network input", "add": "residual adds", "mul": "products", "cat": "concatenations", "mean": "pools",
-         "avg_pool": "pools", "table": "table activations"}  # fmt: skip
+         "avg_pool": "pools", "table": "table activations",
+         "requantize": "requantized for layers"}  # fmt: skip
 _ARITHMETIC = {
     "tflite": "TFLite's int8 arithmetic: a 32-bit multiplier and a shift, rounded twice",
     "float32": "float32 requantization, as in ONNX Runtime's and XNNPACK's integer kernels",

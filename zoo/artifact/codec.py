@@ -18,7 +18,7 @@ from zoo.integer.program import Node, Program, TensorFormat, WeightFormat
 _ATTRS: dict[str, tuple[str, ...]] = {
     "input": (), "conv2d": ("stride", "pad", "dilation", "groups"), "linear": (), "add": (), "mul": (), "cat": (),
     "mean": (), "avg_pool": ("kernel_size", "stride"), "max_pool": ("kernel_size", "stride", "padding"),
-    "flatten": (), "table": ("function",),
+    "flatten": (), "table": ("function",), "requantize": (),
 }  # fmt: skip
 _ARITY = {"input": 0, "add": 2, "mul": 2}
 _UNFORMATTED = ("max_pool", "flatten")

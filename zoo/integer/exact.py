@@ -69,6 +69,10 @@ class ExactCat(Exact, q.QCat):
     """Concatenation."""
 
 
+class ExactRequantize(Exact, q.QRequantize):
+    """Another scale."""
+
+
 class ExactMean(Exact, q.QMean):
     """Global average pool."""
 

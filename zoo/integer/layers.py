@@ -161,6 +161,23 @@ class IntCat(nn.Module):
         return torch.cat([part(t) for part, t in zip(self.parts, tensors, strict=True)], 1)
 
 
+class IntRequantize(nn.Module):
+    """A tensor onto another scale."""
+
+    def __init__(self, node: Node, program: Program, semantics: Any) -> None:
+        """Form the multiplier ``s_a / s_y``."""
+        super().__init__()
+        assert node.out is not None
+        source = program.format_of(node.inputs[0])
+        self.part = semantics.requantize(
+            source.scale, torch.ones(1), node.out.scale, low=node.out.low, high=node.out.high, wide=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return centred codes."""
+        return self.part(x)  # type: ignore[no-any-return]
+
+
 class IntMean(nn.Module):
     """Global or windowed average: an exact sum, then one rescaling with 1/n in the multiplier."""
 
@@ -250,7 +267,8 @@ class _Maker:
             return nn.Flatten(1)
         if node.op == "table":
             return IntTable(node, program)
-        kinds = {"conv2d": IntConv2d, "linear": IntLayer, "add": IntAdd, "mul": IntMul, "cat": IntCat}
+        kinds = {"conv2d": IntConv2d, "linear": IntLayer, "add": IntAdd, "mul": IntMul, "cat": IntCat,
+                 "requantize": IntRequantize}  # fmt: skip
         return kinds[node.op](node, program, semantics)
 
     def final(self) -> dict[str, nn.Module]:

@@ -15,7 +15,8 @@ from zoo.errors import GraphError, QuantError
 from zoo.quant import layers as q
 from zoo.quant.quantizer import Quantizer
 
-Op = Literal["input", "conv2d", "linear", "add", "mul", "cat", "mean", "avg_pool", "max_pool", "flatten", "table"]
+Op = Literal["input", "conv2d", "linear", "add", "mul", "cat", "mean", "avg_pool", "max_pool", "flatten", "table",
+             "requantize"]  # fmt: skip
 BIAS_LIMIT = 2.0**29
 
 
@@ -158,7 +159,7 @@ def _node(module: nn.Module, name: str, inputs: tuple[str, ...], program: Progra
         attrs |= {"kernel_size": list(_pair(module.kernel)), "stride": list(_pair(module.stride))}
         return Node(name, "avg_pool", inputs, attrs, out)
     kinds: dict[type[nn.Module], Op] = {
-        q.QInput: "input", q.QAdd: "add", q.QMul: "mul", q.QCat: "cat", q.QMean: "mean",
+        q.QInput: "input", q.QAdd: "add", q.QMul: "mul", q.QCat: "cat", q.QMean: "mean", q.QRequantize: "requantize",
     }  # fmt: skip
     return Node(name, kinds[type(module)], inputs, attrs, out)
 

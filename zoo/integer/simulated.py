@@ -59,7 +59,7 @@ def _module(node: Node, program: Program, rounding: Any, found: dict[str, tuple[
         return pool
     if node.op == "add":
         return q.QAdd(out, act)
-    kinds = {"input": q.QInput, "mul": q.QMul, "cat": q.QCat}
+    kinds = {"input": q.QInput, "mul": q.QMul, "cat": q.QCat, "requantize": q.QRequantize}
     return kinds[node.op](out)
 
 

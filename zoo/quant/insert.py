@@ -53,6 +53,7 @@ def insert_quantizers(net: fx.GraphModule, config: QuantConfig, *, keep_norms: b
     image.replace_all_uses_with(entry, delete_user_cb=lambda user: user is not entry)
     nonnegative[entry] = False
     swallowed = {user for _, user in fused.values()} | set(norms.values())
+    readings: list[tuple[fx.Node, Format]] = []
     for node in nodes:
         if node in swallowed:
             continue
@@ -63,9 +64,8 @@ def insert_quantizers(net: fx.GraphModule, config: QuantConfig, *, keep_norms: b
         positive = act is not None or (function in ops.NONNEGATIVE if function else all(inputs) and _keeps_sign(module))
         if not isinstance(module, q.PASSING):
             fmt = chosen.output(last, node)
-            if positive and fmt.bits != 16:
-                fmt = change(fmt, {"symmetric": True, "narrow": False}, name)
-            out = Quantizer(fmt, signed=fmt.symmetric and not (positive and fmt.bits != 16))
+            out = _quantizer(fmt, positive, name)
+            readings += [(reader, wanted) for reader, wanted in chosen.readings(last) if wanted != fmt]
             twin = _twin(module, name, chosen.weight(name), out, act)
             if node in norms:
                 assert isinstance(twin, q.QWeighted)
@@ -79,8 +79,33 @@ def insert_quantizers(net: fx.GraphModule, config: QuantConfig, *, keep_norms: b
                 net.delete_submodule(str(gone.target))
         nonnegative[node] = positive
     chosen.check()
+    _requantize(net, readings, nonnegative)
     net.recompile()
     return net.eval()
+
+
+def _quantizer(fmt: Format, positive: bool, name: str) -> Quantizer:
+    unsigned = positive and fmt.bits != 16
+    if unsigned:
+        fmt = change(fmt, {"symmetric": True, "narrow": False}, name)
+    return Quantizer(fmt, signed=fmt.symmetric and not unsigned)
+
+
+def _requantize(
+    net: fx.GraphModule, readings: list[tuple[fx.Node, Format]], nonnegative: Mapping[fx.Node, bool]
+) -> None:
+    """Put a requantization before each of these layers, one for all layers that read a tensor in the same format."""
+    made: dict[tuple[fx.Node, Format], fx.Node] = {}
+    for reader, fmt in readings:
+        (source,) = reader.all_input_nodes
+        if (source, fmt) not in made:
+            name = f"{source.target}_read"
+            while any(n == name or n.startswith(f"{name}.") for n, _ in net.named_modules()):
+                name += "_"
+            net.add_submodule(name, q.QRequantize(_quantizer(fmt, nonnegative[source], name)))
+            with net.graph.inserting_after(source):
+                made[source, fmt] = net.graph.call_module(name, (source,))
+        reader.replace_input_with(source, made[source, fmt])
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -147,6 +172,9 @@ class _Formats:
 
     def output(self, end: fx.Node, node: fx.Node) -> Format:
         users = self._readers(end)
+        wanted = [fmt for _, fmt in self.readings(end)]
+        if wanted and len(wanted) == len(users) and all(fmt == wanted[0] for fmt in wanted):
+            return wanted[0]
         if any(u.op == "output" for u in users):
             fmt = self.config.logits
         elif any(u in self.kinds and _is_table(self.kinds[u]) for u in users):
@@ -157,12 +185,30 @@ class _Formats:
             if override.act is not None and override.matches(str(node.target), self.first, self.last):
                 self.used[i] = True
                 fmt = change(fmt, override.act, f"quant.overrides[{i}].act")
-            if override.input is not None and any(
-                u.op == "call_module" and override.matches(str(u.target), self.first, self.last) for u in users
+            if (
+                override.input is not None
+                and self.config.read is None
+                and any(u.op == "call_module" and override.matches(str(u.target), self.first, self.last) for u in users)
             ):
                 self.used[i] = True
                 fmt = change(fmt, override.input, f"quant.overrides[{i}].input")
         return fmt
+
+    def readings(self, end: fx.Node) -> list[tuple[fx.Node, Format]]:
+        """Return the layers with a weight that read a tensor, each with the format that ``read`` gives it."""
+        if self.config.read is None:
+            return []
+        found = []
+        for user in self._readers(end):
+            if not isinstance(self.kinds.get(user), nn.Conv2d | nn.Linear):
+                continue
+            fmt = self.config.read
+            for i, override in enumerate(self.config.overrides):
+                if override.input is not None and override.matches(str(user.target), self.first, self.last):
+                    self.used[i] = True
+                    fmt = change(fmt, override.input, f"quant.overrides[{i}].input")
+            found.append((user, fmt))
+        return found
 
     def _readers(self, node: fx.Node) -> list[fx.Node]:
         found: list[fx.Node] = []

@@ -63,6 +63,14 @@ class QInput(QNode):
         return self.finish(x)
 
 
+class QRequantize(QNode):
+    """A tensor in another format, for the layers that multiply it; its other readers take it as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tensor on the other grid."""
+        return self.finish(x)
+
+
 class QWeighted(QNode):
     """A layer with a weight: its latent float weight, bias, and weight quantizer (axis 0 = output channel).
 

@@ -57,10 +57,16 @@ class Override:
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """The formats of a recipe. ``table`` is the input format of table activations (hard-swish, sigmoid, ...)."""
+    """The formats of a recipe. ``table`` is the input format of table activations (hard-swish, sigmoid, ...).
+
+    ``read`` is the format of what a layer with a weight multiplies. A tensor that others read too (a residual sum, a
+    pool) keeps ``act`` for them and is requantized for the layers; publications on few bits leave such tensors in
+    float. None: layers read what is there.
+    """
 
     weight: Format = field(default_factory=lambda: Format(granularity="per_channel"))
     act: Format = field(default_factory=lambda: Format(symmetric=False))
+    read: Format | None = None
     input: Format = field(default_factory=lambda: Format(symmetric=False))
     logits: Format = field(default_factory=lambda: Format(bits=16))
     table: Format = field(default_factory=lambda: Format(symmetric=False))
@@ -68,8 +74,9 @@ class QuantConfig:
 
     def __post_init__(self) -> None:
         """Activations have one scale per tensor: no integer kernel takes one per channel."""
-        for name in ("act", "input", "logits", "table"):
-            if getattr(self, name).granularity != "per_tensor":
+        for name in ("act", "read", "input", "logits", "table"):
+            chosen = getattr(self, name)
+            if chosen is not None and chosen.granularity != "per_tensor":
                 raise ValueError(f"{name}.granularity must be per_tensor")
         if self.weight.bits == 16:
             raise ValueError("weight.bits must be 2..8; 16 bit is an activation format")
