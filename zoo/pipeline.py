@@ -172,14 +172,14 @@ def add_teacher(recipe: Recipe, context: Context) -> None:
 
 
 def bits_label(program: Program) -> str:
-    """Return ``W4A8``: the bits of most weights and of most activation tensors between layers."""
+    """Return ``W4A8``: the bits of most weights, and of what most layers between the first and the last multiply."""
     sizes: dict[int, int] = {}
     acts: dict[int, int] = {}
     for node in program.nodes[1:-1]:
         if node.weight is not None:
             sizes[node.weight.bits] = sizes.get(node.weight.bits, 0) + program.tensors[f"{node.name}.weight"].numel()
-        if node.out is not None:
-            acts[node.out.bits] = acts.get(node.out.bits, 0) + 1
+            bits = program.format_of(node.inputs[0]).bits
+            acts[bits] = acts.get(bits, 0) + (node.inputs[0] != program.nodes[0].name)
     weight = max(sizes, key=lambda b: sizes[b]) if sizes else 8
     return f"W{weight}A{max(acts, key=lambda b: acts[b]) if acts else 8}"
 

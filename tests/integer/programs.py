@@ -114,6 +114,10 @@ class Builder:
         """Add a concatenation."""
         return self._node(name, "cat", sources, {}, self.format(max(map(self.top, sources))))
 
+    def requantize(self, name: str, source: str, bits: int) -> str:
+        """Add a tensor of other bits."""
+        return self._node(name, "requantize", (source,), {}, self.format(self.top(source), bits=bits))
+
     def mean(self, name: str, source: str) -> str:
         """Add a global average."""
         return self._node(name, "mean", (source,), {}, self.format(0.4 * self.top(source)))

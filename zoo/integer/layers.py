@@ -162,20 +162,22 @@ class IntCat(nn.Module):
 
 
 class IntRequantize(nn.Module):
-    """A tensor onto another scale."""
+    """A tensor onto another scale; what the rounding loses on average is added before it, as a layer's bias does."""
 
     def __init__(self, node: Node, program: Program, semantics: Any) -> None:
-        """Form the multiplier ``s_a / s_y``."""
+        """Form the multiplier ``s_a / s_y`` and the offset in codes of the input."""
         super().__init__()
         assert node.out is not None
         source = program.format_of(node.inputs[0])
         self.part = semantics.requantize(
             source.scale, torch.ones(1), node.out.scale, low=node.out.low, high=node.out.high, wide=False
         )
+        constant, _ = self.part.rounding()
+        self.offset = round(-float(constant) * node.out.scale / source.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return centred codes."""
-        return self.part(x)  # type: ignore[no-any-return]
+        return self.part(x + self.offset if self.offset else x)  # type: ignore[no-any-return]
 
 
 class IntMean(nn.Module):

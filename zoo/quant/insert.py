@@ -221,8 +221,10 @@ class _Formats:
         for i, (override, used) in enumerate(zip(self.config.overrides, self.used, strict=True)):
             if not used:
                 names = ", ".join(str(n.target) for n in list(self.kinds)[:8])
+                hint = "; what only layers read has the format of quant.read" if self.config.read else ""
                 raise RecipeError(
-                    f"quant.overrides[{i}]: match {override.match!r} matches nothing; layers are named {names}, ..."
+                    f"quant.overrides[{i}]: match {override.match!r} matches nothing; layers are named "
+                    f"{names}, ...{hint}"
                 )
 
 
