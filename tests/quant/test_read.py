@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from tests.networks import images, start
-from tests.steps.test_steps import apply
+from tests.steps.test_steps import apply, error
 from zoo.context import Context
 from zoo.errors import RecipeError
 from zoo.graph.trace import trace
@@ -102,6 +102,22 @@ def test_integers_follow_the_quantized_graph(semantics: str) -> None:
     assert len(codes.unique()) > 8
     assert float((codes - real).abs().max()) <= 1.01
     assert float((codes != real.round()).float().mean()) < 0.05
+
+
+def test_post_training_steps_take_the_graph_and_sums_of_8_bits_lose_less() -> None:
+    calibrated = [("fold_batchnorm", {}), ("quantize", {}), ("calibrate", {"images": 64})]
+    net, ctx = start()
+    plain = QuantConfig(weight=Format(4, granularity="per_channel"), act=Format(4, symmetric=False), overrides=ENDS)
+    found = [error(apply(net, replace(ctx, quant=c), *calibrated), ctx) for c in (plain, reading(4))]
+    assert found[1] < 0.5 * found[0]
+    for step in ("correct_bias", "gptq"):
+        tuned = apply(net, replace(ctx, quant=reading(4)), *calibrated, (step, {"images": 64}))
+        assert error(tuned, ctx) < found[1], step
+    # a requantization between two layers is no place to move a scale across
+    moved = [("fold_batchnorm", {}), ("quantize", {}), ("equalize_activations", {"images": 64})]
+    graph = apply(net, replace(ctx, quant=reading(4)), *moved)
+    with torch.no_grad():
+        assert torch.allclose(graph(images(8)), net(images(8)), atol=1e-5)
 
 
 def test_the_label_tells_what_layers_multiply() -> None:
