@@ -59,7 +59,7 @@ def test_layers_read_few_bits_and_all_else_reads_many() -> None:
     weighted = [n for n, m in net.named_modules() if isinstance(m, q.QWeighted)]
     assert [bits(net, source(net, n)) for n in weighted if n not in ("conv", "fc")] == [2] * (len(weighted) - 2)
     assert bits(net, source(net, "conv")) == 8 and bits(net, source(net, "fc")) == 8
-    # the first block's sum reads the stem, which two layers' worth of readers share; the last sum goes to the pool
+    # a layer and a sum read the stem; only the pool reads the last sum
     assert requantizations(net) == ["conv_read"] and source(net, "block1.conv1") == "conv_read"
     assert source(net, "add", 1) == "conv" and bits(net, "conv") == 8
     assert bits(net, "add") == 2 and bits(net, "add_2") == 8
