@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from evaluate.plot import COLOURS, linear_range, svg_text
+from evaluate.plot import COLOURS, linear_range, svg_open, svg_text
 from zoo.console import command, entry
 from zoo.errors import ArtifactError
 from zoo.results import write_text
@@ -51,8 +51,7 @@ def curve(rows: Sequence[_Row], title: str) -> str:
         return _BOTTOM - loss / most * (_BOTTOM - _TOP)
 
     body = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
-        f'height="{_HEIGHT}" font-family="Helvetica, Arial, sans-serif" font-size="11" fill="#222222">',
+        svg_open(_WIDTH, _HEIGHT),
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
         svg_text(_LEFT, 26, title, size=14, bold=True),
     ]

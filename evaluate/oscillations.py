@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from evaluate.plot import COLOURS, svg_text
+from evaluate.plot import COLOURS, svg_open, svg_text, svg_upright
 from zoo.results import Record
 
 _WIDTH, _HEIGHT = 860, 520
@@ -34,8 +34,7 @@ def oscillations(by_layer: Mapping[str, Mapping[str, float]], title: str) -> str
     slot = (_RIGHT - _LEFT) / max(1, len(layers))
     bar = slot * 0.8 / max(1, len(by_layer))
     body = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
-        f'height="{_HEIGHT}" font-family="Helvetica, Arial, sans-serif" font-size="11" fill="#222222">',
+        svg_open(_WIDTH, _HEIGHT),
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
         svg_text(_LEFT, 26, title, size=14, bold=True),
     ]
@@ -59,7 +58,5 @@ def oscillations(by_layer: Mapping[str, Mapping[str, float]], title: str) -> str
         body.append(svg_text(_RIGHT + 34, row, variant))
     body.append(f'<rect x="{_LEFT}" y="{_TOP}" width="{_RIGHT - _LEFT}" height="{_BOTTOM - _TOP}" fill="none" '
                 'stroke="#888888"/>')  # fmt: skip
-    middle = (_TOP + _BOTTOM) / 2
-    body.append(f'<text x="20" y="{middle:g}" text-anchor="middle" transform="rotate(-90 20 {middle:g})">'
-                "oscillating weights (%)</text>")  # fmt: skip
+    body.append(svg_upright((_TOP + _BOTTOM) / 2, "oscillating weights (%)"))
     return "\n".join([*body, "</svg>", ""])

@@ -30,8 +30,7 @@ def accuracy_vs_size(records: Sequence[Record]) -> str:
     series = _series(records)
     points = [p for group in series.values() for p in group]
     body = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
-        f'height="{_HEIGHT}" font-family="Helvetica, Arial, sans-serif" font-size="11" fill="#222222">',
+        svg_open(_WIDTH, _HEIGHT),
         "<title>Top-1 accuracy versus size of the weights</title>",
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
         svg_text(
@@ -117,10 +116,7 @@ def _axes(x: _Scale, y: _Scale, span: tuple[float, float], ticks: tuple[float, f
     frame = f'x="{_LEFT}" y="{_TOP}" width="{_RIGHT - _LEFT}" height="{_BOTTOM - _TOP}"'
     body.append(f'<rect {frame} fill="none" stroke="#888888"/>')
     body.append(svg_text((_LEFT + _RIGHT) / 2, _BOTTOM + 42, "size of the weights file (log scale)", anchor="middle"))
-    middle = (_TOP + _BOTTOM) / 2
-    body.append(
-        f'<text x="20" y="{middle:g}" text-anchor="middle" transform="rotate(-90 20 {middle:g})">top-1 (%)</text>'
-    )
+    body.append(svg_upright((_TOP + _BOTTOM) / 2, "top-1 (%)"))
     return body
 
 
@@ -159,6 +155,19 @@ def _bytes(size: float) -> str:
         if size >= scale:
             return f"{size / scale:g} {unit}"
     return f"{size:g} B"
+
+
+def svg_open(width: int, height: int) -> str:
+    """Return the opening tag of a picture, with the type that its texts are set in."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" font-family="Helvetica, Arial, sans-serif" font-size="11" fill="#222222">'
+    )
+
+
+def svg_upright(middle: float, text: str) -> str:
+    """Return the name of the left axis, read from below, around the height ``middle``."""
+    return f'<text x="20" y="{middle:g}" text-anchor="middle" transform="rotate(-90 20 {middle:g})">{text}</text>'
 
 
 def svg_text(

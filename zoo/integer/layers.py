@@ -142,6 +142,11 @@ class IntMul(nn.Module):
         return self.requantize(a.double() * b if self.wide else a * b)  # type: ignore[no-any-return]
 
 
+def _onto(out: TensorFormat, source: TensorFormat, semantics: Any) -> Any:
+    """Return the rescaling of a tensor's codes onto another scale."""
+    return semantics.requantize(source.scale, torch.ones(1), out.scale, low=out.low, high=out.high, wide=False)
+
+
 class IntCat(nn.Module):
     """Concatenation: each input requantized onto the common scale."""
 
@@ -149,12 +154,7 @@ class IntCat(nn.Module):
         """Form one multiplier per input."""
         super().__init__()
         assert node.out is not None
-        low, high = limits(node, node.out)
-        one = torch.ones(1)
-        self.parts = nn.ModuleList(
-            semantics.requantize(program.format_of(i).scale, one, node.out.scale, low=low, high=high, wide=False)
-            for i in node.inputs
-        )
+        self.parts = nn.ModuleList(_onto(node.out, program.format_of(i), semantics) for i in node.inputs)
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Return the joined codes."""
@@ -169,9 +169,7 @@ class IntRequantize(nn.Module):
         super().__init__()
         assert node.out is not None
         source = program.format_of(node.inputs[0])
-        self.part = semantics.requantize(
-            source.scale, torch.ones(1), node.out.scale, low=node.out.low, high=node.out.high, wide=False
-        )
+        self.part = _onto(node.out, source, semantics)
         constant, _ = self.part.rounding()
         self.offset = round(-float(constant) * node.out.scale / source.scale)
 
