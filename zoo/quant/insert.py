@@ -63,9 +63,10 @@ def insert_quantizers(net: fx.GraphModule, config: QuantConfig, *, keep_norms: b
         function = ops.activation_name(module)
         positive = act is not None or (function in ops.NONNEGATIVE if function else all(inputs) and _keeps_sign(module))
         if not isinstance(module, q.PASSING):
-            fmt = chosen.output(last, node)
+            reading = chosen.readings(last)
+            fmt = chosen.output(last, node, [wanted for _, wanted in reading])
             out = _quantizer(fmt, positive, name)
-            readings += [(reader, wanted) for reader, wanted in chosen.readings(last) if wanted != fmt]
+            readings += [(reader, wanted) for reader, wanted in reading if wanted != fmt]
             twin = _twin(module, name, chosen.weight(name), out, act)
             if node in norms:
                 assert isinstance(twin, q.QWeighted)
@@ -170,9 +171,8 @@ class _Formats:
                 fmt = change(fmt, override.weight, f"quant.overrides[{i}].weight")
         return fmt
 
-    def output(self, end: fx.Node, node: fx.Node) -> Format:
+    def output(self, end: fx.Node, node: fx.Node, wanted: list[Format]) -> Format:
         users = self._readers(end)
-        wanted = [fmt for _, fmt in self.readings(end)]
         if wanted and len(wanted) == len(users) and all(fmt == wanted[0] for fmt in wanted):
             return wanted[0]
         if any(u.op == "output" for u in users):
