@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.oscillations import facts, oscillations
+from evaluate.seeds import over_seeds
 from zoo.errors import ArtifactError
 from zoo.recipe_file import read_recipe
 from zoo.results import Record, read_records
@@ -16,12 +17,12 @@ from zoo.results import Record, read_records
 _HEAD = """# What each technique gives
 
 Generated from the records below `results/ablations`; `python -m zoo.ablate NAME` makes those that are missing. Each
-row changes one thing of the first row's recipe (`recipes/ablation`). Top-1 in percent is that of the integer network at
-the last epoch, on held-out training images: settings are chosen here, never on test images. The float network that the
-variants start from, and its teacher, have seen the held-out images, so rows compare with each other and with nothing
-else. The interval is that of one accuracy (95 %, Wald), not of a difference: variants share images, start and the order
-of batches. Oscillating are the low-bit weights that go back and forth between integers at the end of the last training
-(frequency above 0.005, as in Nagel et al. 2022).
+row changes one thing of the first row's recipe (`recipes/ablation`). Top-1 in percent is that of the integer network
+at the last epoch, on held-out training images: settings are chosen here, never on test images. The float network that
+the variants start from, and its teacher, have seen the held-out images, so rows compare with each other and with
+nothing else. The interval is that of one accuracy (95 %, Wald) on these images, not of a difference: variants and
+seeds share images and start. Oscillating are the low-bit weights that go back and forth between integers at the end
+of the last training (frequency above 0.005, as in Nagel et al. 2022).
 """
 
 
@@ -70,12 +71,13 @@ def _section(name: str, spec: Mapping[str, Any], rows: Mapping[str, Sequence[Rec
             lines.append(f"| {name_cell} | {what} | not run yet | | | | |")
             continue
         mean = _mean(found)
-        half = 196.0 * (mean / 100 * (1 - mean / 100) / sum(r.data.n for r in found)) ** 0.5
+        half = 196.0 * (mean / 100 * (1 - mean / 100) / found[0].data.n) ** 0.5
         gap = f"{mean - _mean(base):+.2f}" if base and found is not base else ""
         shares = [s for s in (facts(r).get("oscillating_percent") for r in found) if isinstance(s, int | float)]
         swinging = f"{statistics.mean(shares):.2f} %" if shares else ""
         minutes = statistics.mean(sum(r.seconds.values()) for r in found) / 60
-        cells = [name_cell, what, f"{mean:.2f} ± {half:.2f}", gap, swinging, str(len(found)), f"{minutes:.0f} min"]
+        seeds = over_seeds([r.top1 for r in found])
+        cells = [name_cell, what, f"{mean:.2f} ± {half:.2f}", gap, swinging, seeds, f"{minutes:.0f} min"]
         lines.append(f"| {' | '.join(cells)} |")
     return head + "\n".join(lines) + "\n"
 

@@ -21,7 +21,7 @@ from evaluate.plot import accuracy_vs_size
 from evaluate.seeds import over_seeds
 from zoo.console import command, entry
 from zoo.errors import ArtifactError
-from zoo.results import Record, read_records, write_text
+from zoo.results import FLOATS, Record, read_records, write_text
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 _COLUMNS = (
@@ -152,7 +152,7 @@ def render(root: Path) -> dict[Path, str]:
     return {
         root / "results" / "table.csv": table_csv(records),
         root / "results" / "accuracy_vs_size.svg": accuracy_vs_size([shown for shown, _ in _rows(records)]),
-        readme: put_between(text, readme_tables(records) + float_table(root / "results" / "weights"), "README.md"),
+        readme: put_between(text, readme_tables(records) + float_table(root / "results" / FLOATS), "README.md"),
         **ablations_pages(root / "recipes", root / "results"),
         **_curves(root / "results"),
     }
@@ -165,7 +165,7 @@ def _curves(results: Path) -> dict[Path, str]:
 
 
 def _title(path: Path) -> str:
-    return path.stem if path.parent.name == "weights" else f"{path.parent.name}, {path.stem}"
+    return path.stem if path.parent.name == FLOATS else f"{path.parent.name}, {path.stem}"
 
 
 @command()

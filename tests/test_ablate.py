@@ -9,7 +9,7 @@ import pytest
 from zoo import ablate
 from zoo.errors import RecipeError
 from zoo.paths import recipes_dir, results_dir
-from zoo.recipe import Recipe, content_hash
+from zoo.recipe import Recipe, content_hash, named_weights
 from zoo.results import read_records
 
 FIELDS = {
@@ -66,7 +66,10 @@ def test_every_shipped_variant_is_a_recipe_and_no_two_are_alike(name: str) -> No
 @pytest.mark.parametrize("name", ablate.names())
 def test_records_are_those_of_todays_variants(name: str) -> None:
     for record in read_records(results_dir() / "ablations" / name):
-        assert content_hash(ablate.resolve(name, record.recipe, record.seed)) == record.recipe_sha256, record.file
+        fields = ablate.resolve(name, record.recipe, record.seed)
+        assert content_hash(fields) == record.recipe_sha256, record.file
+        assert named_weights(fields["model"], record.parent.sha256), record.file
+        assert named_weights(fields.get("teacher"), record.teacher_sha256), record.file
 
 
 @pytest.mark.slow

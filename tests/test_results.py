@@ -116,6 +116,8 @@ def test_read_records_skips_the_checkpoint_and_sorts(tmp_path: Path) -> None:
     for recipe in ("b_w8a8", "a_w8a8"):
         write_record(make_record(recipe=recipe), tmp_path)
     (tmp_path / "a_w8a8" / "config.json").write_text("{}")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "toy_float-seed1.json").write_text("{}")
     assert [r.recipe for r in read_records(tmp_path)] == ["a_w8a8", "b_w8a8"]
     assert read_records(tmp_path / "nothing") == []
 
@@ -191,8 +193,10 @@ def test_shipped_checkpoints_are_the_recorded_ones() -> None:
 def test_shipped_records_are_of_todays_recipes() -> None:
     """A recipe that changed after its record was made needs a new run."""
     from zoo.compose import compose
-    from zoo.recipe import content_hash
+    from zoo.recipe import content_hash, named_weights
 
     for record in read_records(results_dir()):
         fields = compose([f"recipe={record.recipe}", f"seed={record.seed}"])
         assert record.recipe_sha256 == content_hash(fields), f"{record.file} is stale"
+        assert named_weights(fields["model"], record.parent.sha256), f"{record.file}: other float weights today"
+        assert named_weights(fields.get("teacher"), record.teacher_sha256), f"{record.file}: another teacher today"

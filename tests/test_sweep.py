@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -9,10 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from evaluate.table import readme_tables, table_csv
 from tests.test_layout import ROOT
-from zoo.results import read_records
+from zoo.compose import compose
+from zoo.paths import results_dir
+from zoo.results import read_records, write_record
+from zoo.sweep import _quoted, recorded, report
 
 SMALL = ["images=600", "test_limit=50"]
 
@@ -63,8 +68,39 @@ def test_a_float_network_is_trained_once_for_each_seed(tmp_path: Path) -> None:
     assert states(sweep(tmp_path, *words, "seed=0")) == ["made"]
     again = sweep(tmp_path, *words, "seed=0,1")
     assert again.returncode == 0 and states(again) == ["kept", "made"], again.stderr
+    third = sweep(tmp_path, *words, "seed=0,1,2")
+    assert third.returncode == 0 and states(third) == ["kept", "kept", "made"], third.stderr
+    (tmp_path / "weights" / "resnet8_fashion_float-seed2.safetensors").unlink()
     names = sorted(p.name for p in (tmp_path / "weights").glob("*.safetensors"))
     assert names == ["resnet8_fashion_float-seed1.safetensors", "resnet8_fashion_float.safetensors"]
+
+
+def test_a_number_of_other_float_weights_is_not_kept(tmp_path: Path) -> None:
+    fields = compose(["recipe=resnet8_qat_w4a4"])
+    shipped = next(r for r in read_records(results_dir()) if r.recipe == "resnet8_qat_w4a4" and r.seed == 0)
+    write_record(shipped, tmp_path)
+    assert recorded(fields, tmp_path) == shipped.top1
+    for part in ("model", "teacher"):
+        other = copy.deepcopy(fields)
+        for source in other[part]["weights"]["sources"]:
+            source["sha256"] = "0" * 64
+        assert recorded(other, tmp_path) is None, part
+    assert recorded(fields | {"teacher": None}, tmp_path) is None
+
+
+@pytest.mark.parametrize("place", ["a,b", "x (old)", "a=1", "it's", "a#b", "über", "end\\", "quote\\'s", "[1,2]"])
+def test_a_sweep_writes_into_a_folder_of_any_name(place: str) -> None:
+    (parsed,) = OverridesParser.create().parse_overrides([f"hydra.sweep.dir={_quoted(place)}"])
+    assert parsed.value() == place and not parsed.is_sweep_override()
+
+
+def test_runs_that_left_no_word_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "outcome.json").write_text('{"state": "made", "top1": 50.0, "overrides": ["recipe=a"]}')
+    assert report(tmp_path, 3) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "run 0: left no outcome" in lines[0] and "run 2: left no outcome" in lines[2]
+    assert lines[1:] == ["made    recipe=a: 50.00 %", lines[2], "1 of 3 runs have their number"]
 
 
 @pytest.mark.parametrize(

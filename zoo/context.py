@@ -58,8 +58,8 @@ class Images:
         return self.preprocess.batch(self._picked(rows))
 
     def digest(self) -> str:
-        """Return the sha256 of pixels and labels."""
-        digest = hashlib.sha256()
+        """Return the sha256 of pixels, labels and preprocessing."""
+        digest = hashlib.sha256(b"" if self.preprocess is None else repr(self.preprocess.to_dict()).encode())
         for part in (self.pixels, self.labels):
             if part is not None:
                 array = part.cpu().contiguous().numpy() if isinstance(part, Tensor) else part
@@ -124,7 +124,6 @@ class Context:
     parent: fx.GraphModule
     seed: int = 0
     budget: str = "fast"
-    train: Images | None = None
     progress: Callable[[Iterable[Any], str, int | None], Iterable[Any]] = _silent
     reference: fx.GraphModule | None = None
     log: dict[str, Any] = field(default_factory=dict)

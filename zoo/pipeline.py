@@ -57,6 +57,7 @@ def run(fields: dict[str, Any], *, output: Path | None = None, command: str = ""
     Accuracy is measured on networks loaded back from the saved checkpoint, never on the objects in memory.
     """
     recipe = Recipe.parse(fields)
+    require_integers(recipe)
     configure(recipe)
     model_config = build(ModelConfig, recipe.model, "model")
     data_config = build(DataConfig, recipe.data, "data")
@@ -95,11 +96,18 @@ def run(fields: dict[str, Any], *, output: Path | None = None, command: str = ""
     card = render_card(metrics, loaded.config)
     checkpoint.save(folder, program, config, recipe=text, metrics=metrics, card=card)
     remove(scratch)
-    path = write_record(record, root)
+    # the record comes last: a run that has one is never made again
     if context.curves:
-        write_text(path.with_suffix(".csv"), csv_text(context.curves))
+        write_text((root / record.file).with_suffix(".csv"), csv_text(context.curves))
+    write_record(record, root)
     remove(work)
     return Run(record, folder)
+
+
+def require_integers(recipe: Recipe) -> None:
+    """Raise RecipeError for steps that end in no integer network."""
+    if recipe.steps[-1].name != "integerize":
+        raise RecipeError("recipe.steps: the last step must be integerize, so that a checkpoint can be written")
 
 
 def configure(recipe: Recipe) -> None:
@@ -134,7 +142,7 @@ def execute(
     """
     parent = trace(model, images.at(slice(0, 1)))
     parent = parent.to(memory_format=torch.channels_last)
-    context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, images, bar, work=work)
+    context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, bar, work=work)
     add_teacher(recipe, context)
     net = parent
     for i, step in enumerate(recipe.steps):
@@ -143,8 +151,6 @@ def execute(
         net = make_step(step, f"recipe.steps[{i}]")(net, context)
         seconds[f"{i}-{step.name}"] = round(time.perf_counter() + context.earlier - started, 2)
     ranks.leave()
-    if "program" not in net.meta:
-        raise RecipeError("recipe.steps: the last step must be integerize, so that a checkpoint can be written")
     return net, net.meta["program"], net.meta["semantics"], context
 
 
@@ -314,6 +320,8 @@ def remove(folder: Path) -> None:
 def dry(fields: dict[str, Any]) -> Recipe:
     """Check a recipe without running it."""
     recipe = Recipe.parse(fields)
+    if any(step.name != "train" for step in recipe.steps):
+        require_integers(recipe)
     build(ModelConfig, recipe.model, "model")
     build(DataConfig, recipe.data, "data")
     return recipe

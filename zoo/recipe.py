@@ -69,6 +69,14 @@ class Recipe:
         return recipe
 
 
+def named_weights(model: Any, sha256: str) -> bool:
+    """Tell whether a file of float weights is one that a resolved model names today; ``""`` is that of random ones."""
+    weights = model.get("weights") if isinstance(model, dict) else None
+    known = [source.get("sha256") or "" for source in weights["sources"]] if weights else [""]
+    # a source without a sha256 of its file is checked by that of the tensors when it is read
+    return sha256 in known or (bool(weights) and "" in known)
+
+
 def _step(entry: Any, where: str) -> Step:
     if isinstance(entry, str):
         return Step(entry)
@@ -88,7 +96,7 @@ def make_step(step: Step, where: str) -> Any:
 def content_hash(fields: dict[str, Any]) -> str:
     """Return the sha256 of what a resolved recipe computes, independent of key order.
 
-    Descriptions are left out, and where the float weights may come from: their own hash is in the record.
+    Descriptions are left out, and where the float weights may come from: see ``named_weights``.
     """
     plain = json.loads(json.dumps(fields))
     for part in (plain, plain.get("model"), plain.get("data"), plain.get("teacher")):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FORMAT_VERSION = 1
+FLOATS = "weights"  # the folder of float networks trained here, beside those of the recipes
 _Z95 = 1.959963984540054  # the 97.5 % point of the normal distribution: two-sided 95 %
 
 
@@ -134,6 +135,12 @@ class Record:
         """The checkpoint's place below the results folder."""
         return run_place(self.recipe, self.seed) / "checkpoint"
 
+    @property
+    def teacher_sha256(self) -> str:
+        """The sha256 of the teacher's weights; empty without a teacher."""
+        found = next((text for key, _, text in (n.partition(": ") for n in self.notes) if key == "teacher"), "{}")
+        return str(json.loads(found).get("sha256", ""))
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, ``format_version`` included."""
         return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
@@ -179,8 +186,9 @@ def read_records(root: Path) -> list[Record]:
 
 
 def _record_files(root: Path) -> Iterator[Path]:
-    # A checkpoint's own JSON lies one folder deeper, or beside without the dash that every record's name has.
-    return root.glob("*/*-*.json")
+    # A checkpoint's own JSON lies one folder deeper, or beside without the dash that every record's name has; what is
+    # beside float weights is no record, with a dash or without.
+    return (path for path in root.glob("*/*-*.json") if path.parent.name != FLOATS)
 
 
 def paired_interval(

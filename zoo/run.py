@@ -33,7 +33,7 @@ usage: python -m zoo.run recipe=NAME [field=value ...]
 """
 
 
-@command(interrupted="nothing was written")
+@command(interrupted="no result was written; the same command again goes on where a training was")
 def main(arguments: list[str]) -> int:
     """Run the command line and return its exit code: 0 done, 2 a mistake that the one-line message explains."""
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -44,15 +46,17 @@ def main(arguments: list[str]) -> int:
         return 0
     own = [a.removeprefix("output=") for a in arguments if a.startswith("output=")]
     overrides = [a for a in arguments if not a.startswith("output=")]
-    varied = _check(overrides)
+    varied, count = _check(overrides)
     root = Path(own[-1]).resolve() if own else results_dir()
     folder = root / ".sweeps" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     # workers of a cluster get the place in their environment
-    words = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra.job.num}", f"+hydra.job.env_set.{_OUTPUT}={root}"]
-    words.append(f"+hydra.job.env_set.{_VARIED}='{','.join(varied)}'")
+    words = [f"hydra.sweep.dir={_quoted(str(folder))}", "hydra.sweep.subdir=${hydra.job.num}"]
+    words += [f"+hydra.job.env_set.{k}={_quoted(v)}" for k, v in ((_OUTPUT, str(root)), (_VARIED, ",".join(varied)))]
     sys.argv = ["zoo.sweep", "--multirun", *words, "hydra.output_subdir=null", *overrides]
-    one()
-    return report(folder)
+    # a launcher ends so when one of its workers was killed; the report says which
+    with contextlib.suppress(SystemExit):
+        one()
+    return report(folder, count)
 
 
 @hydra.main(config_path=str(recipes_dir()), config_name="config", version_base="1.3")  # type: ignore[untyped-decorator]
@@ -92,22 +96,25 @@ def attempt(fields: dict[str, Any], overrides: list[str], root: Path) -> dict[st
 
 
 def recorded(fields: dict[str, Any], root: Path) -> float | None:
-    """Return the accuracy of this very recipe and seed where its record, or its float weights, are there, else None."""
-    from zoo.recipe import content_hash
-    from zoo.results import read_records
+    """Return the accuracy of this very recipe, seed and float weights where it is recorded, else None."""
+    from zoo.recipe import content_hash, named_weights
+    from zoo.results import FLOATS, read_records
 
     wanted = content_hash(fields)
-    for notes in (json.loads(p.read_text(encoding="utf-8")) for p in sorted((root / "weights").glob("*.json"))):
-        if notes["recipe_sha256"] == wanted:
-            return float(notes["top1"])
-    return next((r.top1 for r in read_records(root) if r.recipe_sha256 == wanted), None)
+    found = [(r.recipe_sha256, r.parent.sha256, r.teacher_sha256, r.top1) for r in read_records(root)]
+    for notes in (json.loads(p.read_text(encoding="utf-8")) for p in sorted((root / FLOATS).glob("*.json"))):
+        teacher = notes["log"].get("teacher", {}).get("sha256", "")
+        found.append((notes["recipe_sha256"], notes["start"]["sha256"], teacher, float(notes["top1"])))
+    return next((
+        top1 for recipe, parent, teacher, top1 in found
+        if recipe == wanted and named_weights(fields["model"], parent) and named_weights(fields.get("teacher"), teacher)
+    ), None)  # fmt: skip
 
 
-def report(folder: Path) -> int:
-    """Print a line for every run; return 1 if one failed or left no word."""
+def report(folder: Path, count: int) -> int:
+    """Print a line for each of so many runs; return 1 if one failed or left no word."""
     failed = 0
-    jobs = sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-    for job in jobs:
+    for job in (folder / str(number) for number in range(count)):
         try:
             outcome = json.loads((job / _OUTCOME).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -115,12 +122,18 @@ def report(folder: Path) -> int:
         failed += outcome["state"] == "failed"
         told = outcome.get("why") or f"{outcome['top1']:.2f} %"
         print(f"{outcome['state']:6}  {' '.join(outcome['overrides'])}: {told}")
-    print(f"{len(jobs) - failed} of {len(jobs)} runs have their number")
-    return int(failed > 0 or not jobs)
+    print(f"{count - failed} of {count} runs have their number")
+    return int(failed > 0)
 
 
-def _check(overrides: list[str]) -> list[str]:
-    """Return the fields with several values, beside recipe and seed.
+def _quoted(text: str) -> str:
+    """Return a text as one value of Hydra's grammar, whatever is in it."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
+
+
+def _check(overrides: list[str]) -> tuple[list[str], int]:
+    """Return the fields with several values, beside recipe and seed, and how many combinations there are.
 
     Refuses what no run could be made of: unknown names anywhere, and anything else in the first combination.
     """
@@ -129,7 +142,7 @@ def _check(overrides: list[str]) -> list[str]:
 
     from zoo.compose import check_names, compose
 
-    first, varied = [], []
+    first, varied, count = [], [], 1
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
@@ -144,11 +157,12 @@ def _check(overrides: list[str]) -> list[str]:
         for value in values:
             check_names(key, value)
         first.append(f"{key}={values[0]}")
+        count *= len(values)
         varied += [key] if several and key not in ("recipe", "seed") else []
     if not any(word.startswith("recipe=") for word in first):
         raise RecipeError("sweep: name at least one recipe: recipe=A,B")
     compose(first)
-    return varied
+    return varied, count
 
 
 def _require(launchers: list[str]) -> None:

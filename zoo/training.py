@@ -21,7 +21,7 @@ from zoo.preprocess import Preprocess
 from zoo.progress import bar
 from zoo.recipe import Recipe, content_hash, make_step
 from zoo.resolve import build
-from zoo.results import dump, write_bytes, write_text
+from zoo.results import FLOATS, dump, write_bytes, write_text
 from zoo.train.log import csv_text
 from zoo.weights import ModelConfig, build_model, load_weights, tensors_sha256
 
@@ -64,9 +64,9 @@ def train_float(fields: dict[str, Any], *, output: Path | None = None, command: 
     images = Images(train.images, preprocess, train.labels)
     net = parent = trace(model, images.at(slice(0, 1)))
     root = Path(output) if output else results_dir()
-    context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, images, bar)
+    context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, bar)
     name = "-".join(run_place(recipe.name, recipe.seed).parts)
-    context.work = root / "weights" / f".{name}.work"
+    context.work = root / FLOATS / f".{name}.work"
     add_teacher(recipe, context)
     started = time.perf_counter()
     for i, step in enumerate(recipe.steps):
@@ -87,7 +87,7 @@ def train_float(fields: dict[str, Any], *, output: Path | None = None, command: 
         "steps": [asdict(s) for s in recipe.steps], "log": context.log, "versions": versions(), "code": __version__,
         "machine": cpu_name(),
     }  # fmt: skip
-    path = root / "weights" / f"{name}.safetensors"
+    path = root / FLOATS / f"{name}.safetensors"
     write_bytes(path, save(tensors))
     write_text(path.with_suffix(".csv"), csv_text(context.curves))
     digest = files.sha256(path)

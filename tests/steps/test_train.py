@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import fx, nn
 from tests.networks import config, images, small_resnet
 from tests.steps.test_steps import apply
 from zoo.context import Context, Images
-from zoo.errors import QuantError, RecipeError
+from zoo.errors import DataError, QuantError, RecipeError
 from zoo.graph.trace import trace
 from zoo.quant.attach import attach
 from zoo.quant.layers import QWeighted
 from zoo.quant.learned._learner import Learner
 from zoo.quant.merge import merge_batchnorm
 from zoo.train import optimizer as optimizers
+from zoo.train.loop import Loop
 
 QUANTIZE: list[tuple[str, dict[str, Any]]] = [
     ("quantize", {"batchnorm": "merge"}),
@@ -157,3 +159,45 @@ def test_settings_that_a_graph_has_no_use_for_are_refused() -> None:
         apply(net, ctx, QUANTIZE[0], ("train", {}))
     with pytest.raises(RecipeError, match="known: lsq, lsq_plus, pact, tqt"):
         apply(net, ctx, ("train", {"quantizer": "lsqq"}))
+
+
+def test_a_second_training_averages_no_mask() -> None:
+    net, ctx = start(3, 4)
+    train = ("train", SHORT | {"ema": 0.9, "sparsify": {"kind": "2:4"}})
+    masks = [m.mask for m in layers(apply(net, ctx, *QUANTIZE, train, train)) if m.mask is not None]
+    assert masks
+    for mask in masks:
+        fours = mask.movedim(1, -1).reshape(-1, 4)
+        assert bool(((mask == 0) | (mask == 1)).all()) and bool((fours.sum(1) == 2).all())
+
+
+def test_a_training_after_reestimation_has_the_moving_averages_of_one_before() -> None:
+    net, ctx = start()
+    before = apply(net, ctx, *QUANTIZE)
+    again = apply(before, ctx, ("reestimate_batchnorm", {"batches": 2}))
+    momenta = [[m.norm.momentum for m in layers(g) if m.norm is not None] for g in (before, again)]
+    assert momenta[0] == momenta[1] and None not in momenta[0]
+
+
+@pytest.mark.parametrize("setting", [{"dampen": {}}, {"freeze": {}}, {"standardize": True}])
+def test_a_stabilizer_without_weights_of_few_bits_is_refused(setting: dict[str, Any]) -> None:
+    net, ctx = start(8, 8)
+    graph = apply(net, ctx, *QUANTIZE)
+    (name,) = setting
+    with pytest.raises(RecipeError, match=rf"train\.{name}: no layer has weights of 4 or fewer bits"):
+        apply(graph, ctx, ("train", SHORT | setting))
+
+
+def test_training_integers_is_refused() -> None:
+    net, ctx = start()
+    with pytest.raises(RecipeError, match="nothing to learn; put train before integerize"):
+        apply(net, ctx, *QUANTIZE, ("integerize", {}), ("train", SHORT))
+
+
+def test_tensorboard_is_missed_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_TENSORBOARD", "somewhere")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setattr(Loop, "run", lambda *_: pytest.fail("the training began"))
+    net, ctx = start()
+    with pytest.raises(DataError, match=r"install lowbit-zoo\[tensorboard\]"):
+        apply(net, ctx, *QUANTIZE, ("train", SHORT))

@@ -20,6 +20,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     for kind, more in {
         "lsq": {"quantizer": "lsq", "distill": 0.5},
         "lsq_plus": {"quantizer": "lsq_plus", "ema": 0.9},
+        "tqt": {"quantizer": "tqt", "dampen": {"start": 0.0}},
         "oscillation": {
             "quantizer": "tqt", "lr": 1.0, "epochs": 12, "dampen": {"start": 0.0},
             "freeze": {"start": 0.1, "low": 0.2, "high": 0.2, "momentum": 0.1},

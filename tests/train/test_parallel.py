@@ -49,7 +49,7 @@ def test_both_processes_hold_the_same_bytes(kind: str, both: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["lsq", "lsq_plus"])
+@pytest.mark.parametrize("kind", ["lsq", "lsq_plus", "tqt"])
 def test_the_curve_and_the_state_are_those_of_one_process(kind: str, both: Path) -> None:
     alone, rows, log = result(kind)
     found = json.loads((both / f"{kind}.json").read_text())
@@ -67,7 +67,7 @@ def test_the_curve_and_the_state_are_those_of_one_process(kind: str, both: Path)
         assert torch.allclose(state[name].double(), tensor.double(), rtol=2e-3, atol=1e-5), name
 
 
-def test_oscillating_weights_are_frozen_as_in_one_process(both: Path) -> None:
+def test_oscillating_weights_freeze_and_the_start_is_that_of_one_process(both: Path) -> None:
     _, rows, log = result("oscillation")
     found = json.loads((both / "oscillation.json").read_text())
     # at this rate a sum of another order soon flips a code, so only the start is compared closely

@@ -123,9 +123,9 @@ def test_a_run_at_chance_or_with_nan_is_refused() -> None:
     with pytest.raises(QuantError, match="step 7"):
         log.finite(torch.tensor(float("nan")), 7)
     for right in (10, 90, 10):
-        log.close(Epoch(2.3, right, 100, 1), step=1, lr=0.1, holdout=None, seconds=1.0)
+        log.close(Epoch(2.3, right, 100, 1), step=1, lr=0.1, holdout=None)
     with pytest.raises(QuantError, match="2 epochs at chance"):
-        log.close(Epoch(2.3, 14, 100, 1), step=1, lr=0.1, holdout=None, seconds=1.0)
+        log.close(Epoch(2.3, 14, 100, 1), step=1, lr=0.1, holdout=None)
     with pytest.raises(QuantError, match="not finite"):
         train(None, PLAIN | {"lr": 1e30})
 

@@ -14,8 +14,11 @@ import torch
 from safetensors.torch import save
 
 from tests.train.interrupted import SETTINGS, train
+from zoo.context import Images
+from zoo.graph.trace import trace
+from zoo.preprocess import Preprocess
 from zoo.train import loop
-from zoo.train.checkpoint import Snapshots
+from zoo.train.checkpoint import Snapshots, identity_of, wiring
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,3 +100,39 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
     found = snapshots.latest()
     assert found is not None and found[1]["fact"] == 3 and found[0]["w"].tolist() == [3.0, 3.0]
     assert Snapshots(tmp_path, "another").latest() is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"sparsify": {"kind": "2:4"}, "ema": 0.9},
+        {"sparsify": {"kind": "magnitude", "until": 0.8}},
+        {"standardize": True, "quantizer": "lsq_plus", "optimizer": "adamw", "lr": 0.001},
+        {"quantizer": "pact", "oscillations": True},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_every_state_is_in_the_snapshot(
+    more: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"epochs": 3, "batch": 16, "lr": 0.02, "holdout": 16, "patience": 99} | more
+    interrupted(tmp_path, settings, 4, monkeypatch)
+    assert resumed_at(tmp_path, settings, monkeypatch) == 4
+    resumed, ctx = train(tmp_path, settings)
+    whole, plain = train(None, settings)
+    assert save(resumed) == save(whole)
+    assert ctx.log == plain.log
+
+
+def test_a_snapshot_of_other_preprocessing_or_wiring_is_another_training() -> None:
+    pixels = torch.zeros(4, 8, 8, 3, dtype=torch.uint8).numpy()
+    plain = {"size": (8, 8), "mean": (0.0, 0.0, 0.0), "std": (255.0, 255.0, 255.0)}
+    digests = {Images(pixels, Preprocess.from_dict(plain | more)).digest() for more in ({}, {"std": (1.0, 1.0, 1.0)})}
+    assert len(digests) == 2
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.ReLU())
+    nets = [trace(torch.nn.Sequential(*layers), torch.zeros(1, 3, 8, 8)),
+            trace(torch.nn.Sequential(*reversed(layers)), torch.zeros(1, 3, 8, 8)),
+            trace(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1, stride=2), torch.nn.ReLU()),
+                  torch.zeros(1, 3, 8, 8))]  # fmt: skip
+    assert len({identity_of(wiring(net)) for net in nets}) == 3
+    assert identity_of(wiring(nets[0])) == identity_of(wiring(trace(layers, torch.zeros(1, 3, 8, 8))))

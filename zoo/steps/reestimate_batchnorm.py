@@ -36,6 +36,7 @@ class ReestimateBatchnorm:
         norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
         if not norms:
             raise GraphError("reestimate_batchnorm: no batch normalisation is left; put it before fold_batchnorm")
+        momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None
@@ -46,4 +47,7 @@ class ReestimateBatchnorm:
         for batch in ctx.progress(batches, "batch norm", -(-limit // self.batch)):
             if len(batch) > 1:
                 net(batch)
+        # a training that follows keeps its moving averages
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
         return net.eval()

@@ -20,12 +20,13 @@ from zoo.resolve import names
 from zoo.steps._walk import require_ranges
 from zoo.train import optimizer as optimizers
 from zoo.train import standardize
-from zoo.train.checkpoint import Snapshots, identity_of
+from zoo.train.checkpoint import Snapshots, identity_of, wiring
 from zoo.train.dampen import Dampen
 from zoo.train.data import Data
 from zoo.train.ema import Average
 from zoo.train.freeze import Freeze, Frozen
-from zoo.train.log import Log
+from zoo.train.layers import LOW, low_bit
+from zoo.train.log import Log, tensorboard
 from zoo.train.loop import Loop
 from zoo.train.objective import Objective
 from zoo.train.oscillate import Oscillations
@@ -120,6 +121,8 @@ class Train:
         rate = self.lr * self.batch / 128
         scale_rate = self.lr_scale if self.lr_scale is not None else (1e-3 if self.optimizer == "adamw" else rate)
         parameters, parts = optimizers.groups(net, lr=rate, weight_decay=self.weight_decay, lr_scale=scale_rate)
+        if not parameters:
+            raise RecipeError("train: this graph has nothing to learn; put train before integerize")
         for p in parameters:
             p.requires_grad_(True)
         loop = Loop(
@@ -142,8 +145,13 @@ class Train:
         return net.to("cpu").eval()
 
     def _check(self, net: fx.GraphModule, ctx: Context, quantized: bool, device: torch.device) -> None:
+        tensorboard()
         if quantized:
             require_ranges(net, "train")
+            stabilized = [n for n in ("dampen", "freeze", "standardize") if getattr(self, n)]
+            if stabilized and not low_bit(net):
+                raise RecipeError(f"train.{stabilized[0]}: no layer has weights of {LOW} or fewer bits, and others do "
+                                  "not need it; leave it out")  # fmt: skip
         elif self.dampen or self.freeze or self.standardize or self.sparsify or self.oscillations:
             raise RecipeError("train: dampen, freeze, standardize, sparsify and oscillations need a Q-graph; put the "
                               "steps quantize and calibrate before it")  # fmt: skip
@@ -166,7 +174,7 @@ class Train:
         parts = {
             "settings": asdict(self), "seed": ctx.seed, "position": ctx.position, "code": __version__,
             "torch": torch.__version__, "threads": torch.get_num_threads(), "cuda": torch.cuda.is_available(),
-            "formats": repr(net), "start": tensors_sha256(net.state_dict()), "images": ctx.calibration.digest(),
+            "graph": wiring(net), "start": tensors_sha256(net.state_dict()), "images": ctx.calibration.digest(),
             "teacher": "" if teacher is None else tensors_sha256(teacher.state_dict()),
         }  # fmt: skip
         if ranks.count() > 1:

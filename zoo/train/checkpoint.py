@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from zoo.artifact import files
 from zoo.errors import ArtifactError
@@ -54,6 +54,18 @@ class Snapshots:
             except (ArtifactError, OSError, SafetensorError, KeyError, TypeError):
                 continue
         return None
+
+
+def wiring(net: fx.GraphModule) -> dict[str, Any]:
+    """Return what a graph computes apart from its tensors: its nodes, and each module's kind and plain settings."""
+    plain = (bool, int, float, str, tuple)
+    modules = {
+        name: {"kind": type(m).__name__, "text": m.extra_repr()}
+        | {key: repr(value) for key, value in vars(m).items() if isinstance(value, plain) and not key.startswith("_")}
+        for name, m in net.named_modules()
+        if name
+    }
+    return {"nodes": str(net.graph), "modules": modules}
 
 
 def identity_of(parts: dict[str, Any]) -> str:

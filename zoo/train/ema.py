@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Average:
-    """Averages every floating tensor of a state dict: ``a <- d a + (1 - d) x``, statistics of BatchNorm included.
+    """Averages every floating tensor of a state dict but masks: ``a <- d a + (1 - d) x``, BatchNorm's included.
 
     The decay ``d`` warms up as ``min(decay, (1 + n) / (10 + n))`` with n steps done, as in TensorFlow's average.
     """
@@ -15,7 +15,8 @@ class Average:
     def __init__(self, net: nn.Module, decay: float) -> None:
         """Start from the network as it is."""
         self.decay, self.steps = decay, 0
-        self.values = {n: t.detach().clone() for n, t in net.state_dict().items() if t.is_floating_point()}
+        kept = {n: t for n, t in net.state_dict().items() if t.is_floating_point() and n.rpartition(".")[2] != "mask"}
+        self.values = {n: t.detach().clone() for n, t in kept.items()}
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:

@@ -7,11 +7,13 @@ import io
 import math
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zoo import ranks
 from zoo.errors import DataError, QuantError
 
 COLUMNS = ("position", "epoch", "step", "lr", "loss", "accuracy", "holdout", "images_per_second")
@@ -19,12 +21,13 @@ COLUMNS = ("position", "epoch", "step", "lr", "loss", "accuracy", "holdout", "im
 
 @dataclass
 class Epoch:
-    """Sums over the steps of an epoch."""
+    """Sums over the steps of an epoch, those of an interrupted run included."""
 
     loss: float = 0.0
     right: int = 0
     seen: int = 0
     steps: int = 0
+    seconds: float = 0.0
 
     def add(self, loss: float, right: int, count: int) -> None:
         """Count one step's mean loss and its correct images."""
@@ -55,12 +58,12 @@ class Log:
         if not math.isfinite(loss):
             raise QuantError(f"train: the loss is not finite at step {step}; lower lr")
 
-    def close(self, epoch: Epoch, *, step: int, lr: float, holdout: float | None, seconds: float) -> None:
+    def close(self, epoch: Epoch, *, step: int, lr: float, holdout: float | None) -> None:
         """Add an epoch; QuantError when the last ``patience`` ones were at chance."""
         self.rows.append({
             "position": self.position, "epoch": len(self.rows) + 1, "step": step, "lr": lr,
             "loss": epoch.loss / epoch.steps, "accuracy": 100.0 * epoch.right / epoch.seen, "holdout": holdout,
-            "images_per_second": round(epoch.seen / max(seconds, 1e-9), 1),
+            "images_per_second": round(epoch.seen / max(epoch.seconds, 1e-9), 1),
         })  # fmt: skip
         _tensorboard(self.rows[-1])
         last = self.rows[-self.patience :]
@@ -87,16 +90,27 @@ def right(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) == labels).sum()
 
 
-def _tensorboard(row: dict[str, Any]) -> None:
+def tensorboard() -> Any:
+    """Return what opens a writer into the folder ``ZOO_TENSORBOARD``, None where none is named.
+
+    DataError where the package is missing.
+    """
     folder = os.environ.get("ZOO_TENSORBOARD")
     if not folder:
-        return
+        return None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise DataError("ZOO_TENSORBOARD is set, but tensorboard is not installed; install lowbit-zoo[tensorboard] "
                         "or unset it") from None  # fmt: skip
-    with SummaryWriter(folder) as writer:
+    return partial(SummaryWriter, folder)
+
+
+def _tensorboard(row: dict[str, Any]) -> None:
+    opened = tensorboard() if ranks.leader() else None
+    if opened is None:
+        return
+    with opened() as writer:
         for key in ("lr", "loss", "accuracy", "holdout"):
             if row[key] is not None:
                 writer.add_scalar(f"{row['position']}/{key}", row[key], row["epoch"])

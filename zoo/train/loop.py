@@ -71,21 +71,22 @@ class Loop:
             found = self.snapshots.latest()
             if found is not None:
                 self._restore(*found)
-        saved = started = time.monotonic()
+        saved = before = time.monotonic()
         steps = progress(range(self.step, self.total), "train", self.total - self.step)
         show = getattr(steps, "set_postfix_str", None)
         for step in steps:
             if step % self.per_epoch == 0:
                 self.order = torch.randperm(len(self.data), generator=self.generator)
-                self.epoch, started = Epoch(), time.monotonic()
-            before = self.epoch.seen
+                self.epoch, before = Epoch(), time.monotonic()
             self._advance(step)
             self.step = step + 1
             now = time.monotonic()
+            self.epoch.seconds += now - before
             if show is not None and (step % 10 == 0):
-                show(f"{self.epoch.line()}, {(self.epoch.seen - before) * 1.0 / max(1e-9, now - self._began):.0f} im/s")
+                show(f"{self.epoch.line()}, {self.batch / max(1e-9, now - before):.0f} im/s")
+            before = now
             if self.step % self.per_epoch == 0:
-                self._close(now - started)
+                self._close()
             if (
                 self.snapshots is not None
                 and ranks.leader()
@@ -95,7 +96,6 @@ class Loop:
                 saved = time.monotonic()
 
     def _advance(self, step: int) -> None:
-        self._began = time.monotonic()
         rows = self.order[(step % self.per_epoch) * self.batch :][: self.batch]
         x, labels = self.data.batch(rows, self.generator)
         if self.sparsify is not None:
@@ -124,9 +124,9 @@ class Loop:
         self.first_loss = value if step == 0 else self.first_loss
         self.epoch.add(value, round(right * ranks.count()), len(rows))
 
-    def _close(self, seconds: float) -> None:
+    def _close(self) -> None:
         lr = float(self.optimizer.param_groups[0]["lr"])
-        self.log.close(self.epoch, step=self.step, lr=lr, holdout=self._held_out(), seconds=seconds)
+        self.log.close(self.epoch, step=self.step, lr=lr, holdout=self._held_out())
 
     @torch.no_grad()
     def _held_out(self) -> float | None:

@@ -19,7 +19,8 @@ class Sparsify:
 
     Zhu and Gupta (2017), eq. 1; the mask is fixed from then on. ``2:4``: of 4 neighbouring input channels the 2
     largest weights stay, chosen anew at each step; the rest decays by ``decay`` (SR-STE, Zhou et al. 2021, eq. 4-5).
-    Gradients reach masked weights (straight-through). The first layer and layers of less than 4 inputs stay dense.
+    Gradients reach masked weights (straight-through). The first layer stays dense, and so do layers whose inputs are no
+    multiple of 4.
     """
 
     kind: Literal["magnitude", "2:4"] = "magnitude"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from zoo import ranks
 from zoo.quant.learned._learner import Learner
 from zoo.quant.quantizer import Quantizer
 
@@ -36,6 +37,8 @@ class Tqt(Learner):
 
     @torch.no_grad()
     def _normalise(self, grad: Tensor) -> Tensor:
+        # that of the whole batch: several processes are to keep one mean square
+        grad = ranks.mean(grad)
         self.square.mul_(_BETA).add_(grad.square(), alpha=1 - _BETA)
         self.count += 1
         mean = self.square / (1 - _BETA**self.count)
