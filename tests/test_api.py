@@ -16,7 +16,7 @@ from PIL import Image
 import zoo
 from tests.networks import SIZE, images, small_resnet
 from zoo.artifact.checkpoint import Network
-from zoo.errors import ArtifactError, DataError, RecipeError
+from zoo.errors import ArtifactError, DataError, GraphError, RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE: dict[str, Any] = {
@@ -136,3 +136,15 @@ def test_listing_needs_neither_torch_nor_hydra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_logits_that_are_a_mean_are_logits_and_pictures_are_not(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    body = [torch.nn.Conv2d(3, 10, 3), torch.nn.AdaptiveAvgPool2d(1)]
+    made = zoo.quantize(torch.nn.Sequential(*body, torch.nn.Flatten()), RECIPE, [images(64)], labels=LABELS)
+    made.save(tmp_path / "net")
+    assert zoo.load(tmp_path / "net").config["num_classes"] == 10
+    with pytest.raises(
+        GraphError, match=r"gives \['N', 10, 1, 1\], a classifier gives \[N, classes\]; pool and flatten"
+    ):
+        zoo.quantize(torch.nn.Sequential(*body), RECIPE, [images(64)])

@@ -15,6 +15,7 @@ import pytest
 
 import zoo
 from zoo.compose import compose, names
+from zoo.errors import RecipeError
 from zoo.paths import recipes_dir
 from zoo.run import main
 
@@ -45,6 +46,16 @@ def test_every_recipe_resolves_and_names_itself(name: str) -> None:
 
     recipe = dry(compose([f"recipe={name}"]))
     assert recipe.name == name and recipe.description
+
+
+def test_steps_that_end_in_no_integers_are_refused_before_any_work() -> None:
+    fields = compose(["recipe=resnet8_fashion_w4a4"])
+    fields["steps"] = fields["steps"][:-1]
+    from zoo.pipeline import dry, run
+
+    for start in (dry, run):
+        with pytest.raises(RecipeError, match="the last step must be integerize"):
+            start(fields)
 
 
 def test_a_run_writes_a_checkpoint_a_record_and_nothing_else(tmp_path: Path) -> None:

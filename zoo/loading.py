@@ -15,11 +15,11 @@ from zoo.artifact.card import render_unmeasured
 from zoo.artifact.checkpoint import Network
 from zoo.artifact.codec import encode
 from zoo.context import Images
-from zoo.errors import ArtifactError, DataError, GraphError, RecipeError, suggest
+from zoo.errors import ArtifactError, DataError, RecipeError, suggest
 from zoo.hub import index
 from zoo.hub.fetch import pull
 from zoo.hub.names import is_address
-from zoo.integer.shapes import shapes
+from zoo.integer.shapes import classes
 from zoo.paths import local_checkpoint
 from zoo.preprocess import Preprocess
 from zoo.recipe import Recipe, Step
@@ -65,18 +65,13 @@ def quantize_network(
         graph, program, semantics, _ = execute(parsed, model, images, {})
     finally:
         model.train(training)
-    logits = shapes(program)[program.nodes[-1].name]
-    if len(logits) != 2:
-        raise GraphError(
-            f"{type(model).__name__}: gives {['N', *logits[1:]]}, a classifier gives [N, classes]; pool and flatten"
-        )
-    classes = logits[1]
-    if labels and len(labels) != classes:
-        raise DataError(f"labels: got {len(labels)}, the network gives {classes} classes; name each or none")
+    count = classes(program)
+    if labels and len(labels) != count:
+        raise DataError(f"labels: got {len(labels)}, the network gives {count} classes; name each or none")
     kept = {k: v for k, v in fields.items() if k not in ("model", "data")}
     config = {
         "name": "custom", "architecture": type(model).__name__, "license": "unknown", "semantics": semantics,
-        "num_classes": classes, "labels": list(labels), "preprocess": made.to_dict(),
+        "num_classes": count, "labels": list(labels), "preprocess": made.to_dict(),
         "quantization_config": quantization_config(program, semantics),
         "provenance": {
             "recipe_sha256": content_hash(kept), "code_version": __version__, "seed": parsed.seed,

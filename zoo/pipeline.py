@@ -18,10 +18,11 @@ from zoo.artifact import checkpoint, files
 from zoo.artifact.card import render_card
 from zoo.context import Context, Images
 from zoo.data import DataConfig, Split, class_names, load_split
-from zoo.errors import RecipeError
+from zoo.errors import GraphError, RecipeError
 from zoo.evaluation import Scores, predict
 from zoo.graph.trace import trace
 from zoo.integer.program import Program
+from zoo.integer.shapes import classes
 from zoo.paths import results_dir, run_place
 from zoo.preprocess import Preprocess
 from zoo.progress import bar
@@ -141,6 +142,11 @@ def execute(
     ``work`` is where a step keeps what lets an interrupted run go on.
     """
     parent = trace(model, images.at(slice(0, 1)))
+    with torch.no_grad():
+        logits = parent(images.at(slice(0, 1)))
+    if logits.dim() != 2:
+        raise GraphError(f"{type(model).__name__}: gives {['N', *logits.shape[1:]]}, a classifier gives [N, classes]; "
+                         "pool and flatten")  # fmt: skip
     parent = parent.to(memory_format=torch.channels_last)
     context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, bar, work=work)
     add_teacher(recipe, context)
@@ -218,7 +224,7 @@ def describe(
         "name": recipe.name,
         "architecture": model.name,
         "license": model.license,
-        "num_classes": int(program.tensors[f"{program.nodes[-1].name}.bias"].numel()),
+        "num_classes": classes(program),
         "semantics": semantics,
         "preprocess": preprocess.to_dict(),
         "labels": list(labels),

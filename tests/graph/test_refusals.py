@@ -176,3 +176,32 @@ def test_an_image_of_the_wrong_size_is_refused_quietly(capfd: pytest.CaptureFixt
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224"])
 def test_timm_networks_of_other_families_are_refused_with_one_line(name: str) -> None:
     refused(from_timm.build(name, num_classes=2), r"^[\w.]+: ", size=224)
+
+
+@pytest.mark.parametrize("name", ["conv-1", "code", "forward", "é"])
+def test_a_layer_that_no_checkpoint_can_name_is_refused_before_any_work(name: str) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleDict()
+            self.parts._modules[name] = nn.Conv2d(3, 4, 3)
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(next(iter(self.parts.values()))(x).mean((2, 3)))
+
+    refused(Named(), rf"'parts.{name}': a checkpoint cannot name a layer so")
+
+
+def test_a_layer_called_by_keyword_is_the_same_layer() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(input=self.conv(input=x).mean((2, 3)))
+
+    torch.manual_seed(0)
+    net, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    assert torch.equal(trace(net, x)(x), net(x))

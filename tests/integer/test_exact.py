@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -41,3 +43,35 @@ def test_gradients_and_changed_weights_bring_the_float_arithmetic_back() -> None
         assert torch.equal(network(x), before)
         layer.weight.mul_(-1.0)
         assert not torch.allclose(network(x), before)
+
+
+@pytest.mark.parametrize("way", ["multiplied", "replaced", "another"])
+def test_a_change_is_noticed_whichever_way_it_was_made(way: str) -> None:
+    network = zoo.load("resnet8_fashion_w4a4")
+    x = pictures(network)
+    before = network(x)
+    layer = next(m for m in network.modules() if isinstance(m, QWeighted))
+    if way == "multiplied":
+        layer.weight.data.mul_(0.0)
+    elif way == "replaced":
+        layer.weight.data = torch.zeros_like(layer.weight)
+    else:
+        layer.weight = torch.nn.Parameter(torch.zeros_like(layer.weight))
+    with torch.no_grad():
+        assert not torch.allclose(network(x), before)
+
+
+def test_a_copy_is_as_exact_as_its_original() -> None:
+    network = zoo.load("resnet8_fashion_w4a4")
+    x = pictures(network)
+    real = build_simulated(network.program, "tflite")(x)
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(network)(x), network(x)) and not torch.equal(network(x), real)
+
+
+def test_autocast_changes_no_integer() -> None:
+    network = zoo.load("resnet8_fashion_w4a4", integer=True)
+    x = pictures(network)
+    plain = network(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(network(x), plain)

@@ -15,6 +15,7 @@ from zoo.quant.layers import QNode, QWeighted
 from zoo.quant.spec import Format, Override, QuantConfig
 from zoo.recipe import Step as Named
 from zoo.recipe import make_step
+from zoo.steps.calibrate import _Seen
 
 CHAIN: list[tuple[str, dict[str, Any]]] = [
     ("fold_batchnorm", {}),
@@ -234,3 +235,52 @@ def test_every_node_of_a_calibrated_graph_is_quantized() -> None:
             module = graph.get_submodule(str(node.target))
             assert isinstance(module, QNode | nn.MaxPool2d | nn.Flatten), node.target
             assert not isinstance(module, QNode) or bool(module.out.ready)
+
+
+@pytest.mark.parametrize("semantics", ["tflite", "float32", "floor"])
+def test_a_channel_of_tiny_weights_does_not_overflow(semantics: str) -> None:
+    net, ctx = start(8, 8)
+    with torch.no_grad():
+        layer = net.get_submodule("block1.conv1")
+        layer.weight[2] *= 1e-12
+    integer = apply(net, ctx, *CHAIN, ("integerize", {"semantics": semantics}))
+    with torch.no_grad():
+        assert bool(torch.isfinite(integer(images(4))).all())
+
+
+def test_nan_in_the_first_batch_alone_is_not_forgotten() -> None:
+    seen = _Seen(256)
+    for values in ([float("nan"), 1.0], [-1.0, 2.0]):
+        seen(nn.Identity(), (torch.tensor(values),))
+    with pytest.raises(QuantError, match="here: its output holds NaN"):
+        seen.extremes("here")
+
+
+def test_equalizing_activations_needs_folded_batchnorm_and_something_that_fires() -> None:
+    net, ctx = start()
+    with pytest.raises(QuantError, match="equalize_activations: the layers still hold their batch normalisation"):
+        apply(net, ctx, ("quantize", {"batchnorm": "merge"}), ("equalize_activations", {}))
+    torch.manual_seed(0)
+    silent = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    with torch.no_grad():
+        silent[0].bias.fill_(-100.0)
+    net = trace(silent, images(2))
+    graph = apply(net, Context(QuantConfig(), Images(images(32)), net), ("quantize", {}), ("equalize_activations", {}))
+    assert torch.allclose(graph(images(4)), net(images(4)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "outputs"), [(4, 8), (4, 2)])
+def test_a_grouped_layer_that_is_not_depthwise_is_left_alone(channels: int, outputs: int) -> None:
+    torch.manual_seed(0)
+    groups = min(channels, outputs)
+    layers = [nn.Conv2d(3, channels, 1), nn.ReLU(), nn.Conv2d(channels, outputs, 3, groups=groups), nn.ReLU()]
+    net = trace(nn.Sequential(*layers, nn.Conv2d(outputs, 2, 1)).eval(), images(2))
+    for steps in ([("equalize", {})], [("quantize", {}), ("equalize_activations", {})]):
+        graph = apply(net, Context(QuantConfig(), Images(images(32)), net), *steps)
+        assert torch.allclose(graph(images(4)), net(images(4)), atol=1e-5)
+
+
+def test_one_image_has_no_statistics() -> None:
+    net, ctx = start(count=1)
+    with pytest.raises(DataError, match="one image has no variance"):
+        apply(net, ctx, ("reestimate_batchnorm", {}))

@@ -94,10 +94,11 @@ def save(
 ) -> None:
     """Write the checkpoint folder atomically: weights, config.json, recipe.yaml, metrics.json, README.md, manifest.
 
-    Raises ArtifactError where the folder cannot be written, where it holds something else than a checkpoint, and for
-    what JSON or UTF-8 cannot hold.
+    Raises ArtifactError where the folder cannot be written, where it holds something else than a checkpoint, for
+    what JSON or UTF-8 cannot hold, and for a network that could not be read again.
     """
     tensors, nodes = encode(program)
+    decode(tensors, nodes, list(program.input_shape), str(folder))
     full = dict(config) | {
         "format_version": FORMAT_VERSION, "nodes": nodes, "input_shape": list(program.input_shape),
     }  # fmt: skip

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import keyword
 import math
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from zoo.artifact.packing import PACKED, pack, unpack, words_per_row
 from zoo.errors import ArtifactError
-from zoo.graph import ops
+from zoo.graph import names, ops
 from zoo.integer.program import Node, Program, TensorFormat, WeightFormat
 
 _ATTRS: dict[str, tuple[str, ...]] = {
@@ -25,8 +24,6 @@ _UNFORMATTED = ("max_pool", "flatten")
 _TABLES = (torch.uint8, torch.int16, torch.int32)
 _MAX_SIDE, _MAX_NODES = 4096, 1024
 BIAS = "bias"  # no node's own: theirs have a dot
-# torch.fx writes the network's forward as Python with these names in it
-_RESERVED = frozenset({*dir(fx.GraphModule(nn.Module(), fx.Graph())), *keyword.kwlist, "self"})
 
 
 def encode(program: Program) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -126,7 +123,7 @@ def _node(entry: Any, seen: set[str], where: str) -> Node:
     if unknown:
         raise ArtifactError(f"{where}: field {sorted(unknown)[0]!r} is unknown")
     name, op, inputs = entry.get("name"), entry.get("op"), entry.get("inputs")
-    if not isinstance(name, str) or not _plain(name) or name in seen:
+    if not isinstance(name, str) or not names.plain(name) or name in seen:
         raise ArtifactError(f"{where}: the name {str(name)[:100]!r} is not a new dotted identifier")
     if any(other.startswith(f"{name}.") or name.startswith(f"{other}.") for other in seen):
         raise ArtifactError(f"{where}: the name {name!r} lies within another node's")
@@ -155,13 +152,6 @@ def _node(entry: Any, seen: set[str], where: str) -> Node:
             raise ArtifactError(f"{where}.weight: a narrow range needs a symmetric format")
         weight = WeightFormat(fields["bits"], fields["symmetric"], fields["per_channel"], fields["narrow"])
     return Node(name, op, tuple(inputs), attrs, out, weight)
-
-
-def _plain(name: str) -> bool:
-    parts = name.split(".")
-    return len(name) < 200 and all(
-        p.replace("_", "a").isalnum() and p.isascii() and p not in _RESERVED and not p.startswith("__") for p in parts
-    )
 
 
 def _attrs(op: str, attrs: Any, where: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
 from zoo.errors import GraphError
-from zoo.graph import ops
+from zoo.graph import names, ops
 
 # timm classes whose forward depends on shapes or dissolves batch normalisation into raw tensors
 _LEAVES = ("Linear", "Conv2dSame", "BatchNormAct2d", "MaxPool2dSame", "AvgPool2dSame")
@@ -65,7 +65,11 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     model, tracer = model.eval(), _Tracer()
     name = type(model).__name__
     try:
-        traced = fx.GraphModule(model, tracer.trace(model))
+        found = tracer.trace(model)
+        _check_names(found)
+        traced = fx.GraphModule(model, found)
+    except GraphError:
+        raise
     except Exception as error:
         inside = f"{name}.{tracer.inside[-1]}" if tracer.inside else name
         raise GraphError(
@@ -84,6 +88,13 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     graph = _Normalizer(traced).run()
     _compare(graph, model, example)
     return graph
+
+
+def _check_names(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if node.op == "call_module" and not names.plain(str(node.target)):
+            raise GraphError(f"{str(node.target)!r}: a checkpoint cannot name a layer so; use letters, digits and _, "
+                             "and no attribute of torch.fx.GraphModule")  # fmt: skip
 
 
 def _reason(error: BaseException) -> str:
@@ -166,7 +177,10 @@ class _Normalizer:
         self.value[node] = self._get(source)
 
     def _module(self, node: fx.Node, m: nn.Module, name: str) -> None:
-        source, kind = node.args[0], type(m).__name__
+        given = [*node.args, *node.kwargs.values()]
+        if not given:
+            raise GraphError(f"{name}: {type(m).__name__} is called without a tensor")
+        source, kind = given[0], type(m).__name__
         if isinstance(m, _DROPPED):
             return self._alias(node, source)
         if isinstance(m, nn.ZeroPad2d):
@@ -211,7 +225,7 @@ class _Normalizer:
         elif isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d):
             self._emit(node, m, name, x)
         elif isinstance(m, ops.Add | ops.Mul | ops.Cat | ops.GlobalMean):
-            self._emit(node, m, name, *[self._get(a) for a in node.args])
+            self._emit(node, m, name, *[self._get(a) for a in given])
         elif isinstance(m, nn.MaxPool2d) and type(m) is nn.MaxPool2d and not m.ceil_mode and m.dilation in (1, (1, 1)):
             self._emit(node, m, name, x)
         elif isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1, 1)):
@@ -352,12 +366,3 @@ def _known() -> str:
         " (known: conv, linear, batch norm, add, mul, cat, mean, average and max pool, flatten, activations "
         f"{', '.join(ops.ACTIVATIONS)})"
     )
-
-
-def single_consumer(node: fx.Node) -> fx.Node | None:
-    """Return the only user of a node, or None when it has several."""
-    users = list(node.users)
-    return users[0] if len(users) == 1 else None
-
-
-Rewrite = Callable[[fx.GraphModule], fx.GraphModule]

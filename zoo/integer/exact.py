@@ -26,16 +26,26 @@ class Exact(nn.Module):
     def follow(self, twin: nn.Module, steps: list[float], step: float) -> None:
         """Take the integer twin, the steps of the input tensors and of the output."""
         self.twin, self.steps, self.step = twin, steps, step
-        self.versions = self._versions()
+        own = self._own()
+        for number, tensor in enumerate(own):
+            self.register_buffer(f"_followed_{number}", tensor.detach().clone(), persistent=False)
+        self.kinds = [tensor.dtype for tensor in own]
 
-    def _versions(self) -> list[int]:
-        return [t._version for name, t in self.state_dict(keep_vars=True).items() if not name.startswith("twin.")]
+    def _own(self) -> list[Tensor]:
+        return [t for name, t in self.state_dict(keep_vars=True).items() if not name.startswith("twin.")]
+
+    def _changed(self) -> bool:
+        """Tell whether a parameter is another than the integers were made from, whichever way it was changed."""
+        return any(
+            tensor.dtype != kind or not torch.equal(tensor, self.get_buffer(f"_followed_{number}"))
+            for number, (tensor, kind) in enumerate(zip(self._own(), self.kinds, strict=True))
+        )
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Return the quantized output."""
         learns = torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *self.parameters()))
         quantized = all(m.active for m in self.modules() if isinstance(m, Quantizer))
-        if learns or self.training or not quantized or self.versions != self._versions():
+        if learns or self.training or not quantized or self._changed():
             result: Tensor = super().forward(*tensors)
             return result
         # the image alone lies on no grid yet

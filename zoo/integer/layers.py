@@ -70,9 +70,11 @@ class IntLayer(nn.Module):
     def accumulate(self, x: Tensor) -> Tensor:
         """Return the exact accumulator including the bias, float32 where it fits and float64 elsewhere."""
         x = x.to(self.weight.dtype)
-        if self.joint:
-            return self.multiply(x, self.joint_bias)
-        acc = self.multiply(x, None).double()
+        # under the caller's autocast the sums would be those of bfloat16
+        with torch.autocast(x.device.type, enabled=False):
+            if self.joint:
+                return self.multiply(x, self.joint_bias)
+            acc = self.multiply(x, None).double()
         return acc.add_(self.bias.reshape([1, -1] + [1] * (acc.dim() - 2)))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -176,7 +176,8 @@ def _weights(
     if not bool(quantizer.ready):
         raise QuantError(f"{name}: its weight was never calibrated; put the step calibrate before integerize")
     scale = quantizer.scale.detach().clone()
-    floor = module.bias.abs().double() / (source.scale * BIAS_LIMIT)
+    constant, _ = rounding_offsets(semantics, source, scale, out)
+    floor = (module.bias.double() - constant * out.scale).abs() / (source.scale * BIAS_LIMIT)
     if scale.numel() == 1:
         floor = floor.max().reshape(1)
     too_small = scale.double() < floor

@@ -50,6 +50,11 @@ def shapes(program: Program) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def classes(program: Program) -> int:
+    """Return how many logits a network gives."""
+    return shapes(program)[program.nodes[-1].name][1]
+
+
 def window(node: Node, found: dict[str, tuple[int, ...]]) -> int:
     """Return how many elements a mean or average pool adds up, given all shapes."""
     kernel = node.attrs.get("kernel_size", found[node.inputs[0]][2:])

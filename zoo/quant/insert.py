@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import fx, nn
 
@@ -47,9 +48,10 @@ def insert_quantizers(net: fx.GraphModule, config: QuantConfig, *, keep_norms: b
 
     nonnegative: dict[fx.Node, bool] = {}
     image = next(n for n in net.graph.nodes if n.op == "placeholder")
-    net.add_submodule("input", q.QInput(Quantizer(config.input, signed=config.input.symmetric)))
+    name = _free(net, "input")
+    net.add_submodule(name, q.QInput(Quantizer(config.input, signed=config.input.symmetric)))
     with net.graph.inserting_after(image):
-        entry = net.graph.call_module("input", (image,))
+        entry = net.graph.call_module(name, (image,))
     image.replace_all_uses_with(entry, delete_user_cb=lambda user: user is not entry)
     nonnegative[entry] = False
     swallowed = {user for _, user in fused.values()} | set(norms.values())
@@ -65,7 +67,7 @@ def insert_quantizers(net: fx.GraphModule, config: QuantConfig, *, keep_norms: b
         if not isinstance(module, q.PASSING):
             reading = chosen.readings(last)
             fmt = chosen.output(last, node, [wanted for _, wanted in reading])
-            out = _quantizer(fmt, positive, name)
+            out = _quantizer(fmt, positive)
             readings += [(reader, wanted) for reader, wanted in reading if wanted != fmt]
             twin = _twin(module, name, chosen.weight(name), out, act)
             if node in norms:
@@ -85,10 +87,17 @@ def insert_quantizers(net: fx.GraphModule, config: QuantConfig, *, keep_norms: b
     return net.eval()
 
 
-def _quantizer(fmt: Format, positive: bool, name: str) -> Quantizer:
+def _free(net: fx.GraphModule, name: str) -> str:
+    """Return the name, longer by underscores where the network has a module of it."""
+    while any(n == name or n.startswith(f"{name}.") for n, _ in net.named_modules()):
+        name += "_"
+    return name
+
+
+def _quantizer(fmt: Format, positive: bool) -> Quantizer:
     unsigned = positive and fmt.bits != 16
     if unsigned:
-        fmt = change(fmt, {"symmetric": True, "narrow": False}, name)
+        fmt = replace(fmt, symmetric=True, narrow=False)
     return Quantizer(fmt, signed=fmt.symmetric and not unsigned)
 
 
@@ -100,10 +109,8 @@ def _requantize(
     for reader, fmt in readings:
         (source,) = reader.all_input_nodes
         if (source, fmt) not in made:
-            name = f"{source.target}_read"
-            while any(n == name or n.startswith(f"{name}.") for n, _ in net.named_modules()):
-                name += "_"
-            net.add_submodule(name, q.QRequantize(_quantizer(fmt, nonnegative[source], name)))
+            name = _free(net, f"{source.target}_read")
+            net.add_submodule(name, q.QRequantize(_quantizer(fmt, nonnegative[source])))
             with net.graph.inserting_after(source):
                 made[source, fmt] = net.graph.call_module(name, (source,))
         reader.replace_input_with(source, made[source, fmt])
@@ -161,14 +168,15 @@ class _Formats:
 
     def __init__(self, config: QuantConfig, kinds: Mapping[fx.Node, nn.Module], first: str, last: str) -> None:
         self.config, self.kinds, self.first, self.last = config, kinds, first, last
-        self.used = [False] * len(config.overrides)
+        self.used: set[tuple[int, str]] = set()
 
     def weight(self, name: str) -> Format:
         fmt = self.config.weight
         for i, override in enumerate(self.config.overrides):
             if override.weight is not None and override.matches(name, self.first, self.last):
-                self.used[i] |= name in {str(n.target) for n, m in self.kinds.items() if hasattr(m, "weight")}
-                fmt = change(fmt, override.weight, f"quant.overrides[{i}].weight")
+                if name in {str(n.target) for n, m in self.kinds.items() if hasattr(m, "weight")}:
+                    self.used.add((i, "weight"))
+                fmt = change(fmt, override, "weight", f"quant.overrides[{i}]")
         return fmt
 
     def output(self, end: fx.Node, node: fx.Node, wanted: list[Format]) -> Format:
@@ -183,15 +191,15 @@ class _Formats:
             fmt = self.config.act
         for i, override in enumerate(self.config.overrides):
             if override.act is not None and override.matches(str(node.target), self.first, self.last):
-                self.used[i] = True
-                fmt = change(fmt, override.act, f"quant.overrides[{i}].act")
+                self.used.add((i, "act"))
+                fmt = change(fmt, override, "act", f"quant.overrides[{i}]")
             if (
                 override.input is not None
                 and self.config.read is None
                 and any(u.op == "call_module" and override.matches(str(u.target), self.first, self.last) for u in users)
             ):
-                self.used[i] = True
-                fmt = change(fmt, override.input, f"quant.overrides[{i}].input")
+                self.used.add((i, "input"))
+                fmt = change(fmt, override, "input", f"quant.overrides[{i}]")
         return fmt
 
     def readings(self, end: fx.Node) -> list[tuple[fx.Node, Format]]:
@@ -205,8 +213,8 @@ class _Formats:
             fmt = self.config.read
             for i, override in enumerate(self.config.overrides):
                 if override.input is not None and override.matches(str(user.target), self.first, self.last):
-                    self.used[i] = True
-                    fmt = change(fmt, override.input, f"quant.overrides[{i}].input")
+                    self.used.add((i, "input"))
+                    fmt = change(fmt, override, "input", f"quant.overrides[{i}]")
             found.append((user, fmt))
         return found
 
@@ -218,14 +226,19 @@ class _Formats:
         return found
 
     def check(self) -> None:
-        for i, (override, used) in enumerate(zip(self.config.overrides, self.used, strict=True)):
-            if not used:
-                names = ", ".join(str(n.target) for n in list(self.kinds)[:8])
-                hint = "; what only layers read has the format of quant.read" if self.config.read else ""
-                raise RecipeError(
-                    f"quant.overrides[{i}]: match {override.match!r} matches nothing; layers are named "
-                    f"{names}, ...{hint}"
-                )
+        names = ", ".join(str(n.target) for n in list(self.kinds)[:8])
+        hints = {"input": "; the image has the format of quant.input"}
+        if self.config.read:
+            hints["act"] = "; what only layers read has the format of quant.read"
+        for i, override in enumerate(self.config.overrides):
+            # one that changes nothing at all is meant to name layers
+            parts = [p for p in ("weight", "act", "input") if getattr(override, p) is not None] or ["weight"]
+            for part in parts:
+                if (i, part) not in self.used:
+                    raise RecipeError(
+                        f"quant.overrides[{i}].{part}: match {override.match!r} matches nothing; layers are named "
+                        f"{names}, ...{hints.get(part, '')}"
+                    )
 
 
 def _is_table(module: nn.Module) -> bool:

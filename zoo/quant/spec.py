@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from zoo.errors import RecipeError
+from zoo.resolve import build
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 FIRST, LAST = ":first", ":last"
@@ -84,14 +85,14 @@ class QuantConfig:
             raise ValueError("table.bits must be 2..8: a table has at most 256 entries")
 
 
-def change(base: Format, fields: dict[str, Any] | None, where: str) -> Format:
-    """Return ``base`` with some fields changed; an unknown field or bad value raises RecipeError."""
-    if not fields:
-        return base
-    unknown = sorted(set(fields) - set(Format.__dataclass_fields__))
-    if unknown:
-        raise RecipeError(f"{where}: field {unknown[0]!r} is unknown (known: {', '.join(Format.__dataclass_fields__)})")
-    try:
-        return replace(base, **fields)
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"{where}: {error}") from None
+def change(base: Format, override: Override, part: Literal["weight", "act", "input"], where: str) -> Format:
+    """Return ``base`` with what an override says of a part changed.
+
+    RecipeError for an unknown field, a value of another type, and a format that this part cannot have.
+    """
+    made = build(Format, asdict(base) | (getattr(override, part) or {}), f"{where}.{part}")
+    if part == "weight" and made.bits > 8:
+        raise RecipeError(f"{where}.weight.bits: must be 2..8; 16 bit is an activation format")
+    if part != "weight" and made.granularity != "per_tensor":
+        raise RecipeError(f"{where}.{part}.granularity: must be per_tensor; no integer kernel takes another")
+    return made

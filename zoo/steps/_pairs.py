@@ -23,9 +23,10 @@ def pairs_of(net: fx.GraphModule) -> list[tuple[QWeighted, QWeighted]]:
 
 def _whole(second: QConv2d, first: QWeighted) -> bool:
     channels = first.weight.shape[0]
-    return (second.groups == 1 and second.weight.shape[1] == channels) or second.groups == second.weight.shape[0]
+    return (second.groups == 1 and second.weight.shape[1] == channels) or depthwise(second)
 
 
 def depthwise(layer: QWeighted) -> bool:
     """Tell whether each output channel of a layer reads one input channel of its own."""
-    return isinstance(layer, QConv2d) and layer.groups > 1 and layer.groups == layer.weight.shape[0]
+    outputs, inputs = layer.weight.shape[:2]
+    return isinstance(layer, QConv2d) and layer.groups > 1 and layer.groups == outputs and inputs == 1

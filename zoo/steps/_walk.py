@@ -40,6 +40,11 @@ def require_ranges(net: fx.GraphModule, step: str) -> None:
 def require_calibrated(net: fx.GraphModule, step: str) -> None:
     """Raise QuantError unless a Q-graph has its scales and no BatchNorm of its own: see ``quantize.batchnorm``."""
     require_ranges(net, step)
+    require_no_norms(net, step)
+
+
+def require_no_norms(net: fx.GraphModule, step: str) -> None:
+    """Raise QuantError for a Q-graph with BatchNorm of its own."""
     if any(isinstance(m, QWeighted) and m.norm is not None for m in net.modules()):
         raise QuantError(
             f"{step}: the layers still hold their batch normalisation; use the step train on them, or fold_batchnorm "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -120,10 +121,10 @@ class _Seen:
         (x,) = args
         flat = x.permute(0, 2, 3, 1).reshape(-1) if x.dim() == 4 else x.reshape(-1)
         # of the row: over a channels_last tensor it is many times as slow
-        low, high = torch.aminmax(flat)
-        # a NaN anywhere makes aminmax return NaN, which every later comparison then keeps
-        self.low = float(low) if not self.low <= float(low) else self.low
-        self.high = float(high) if not self.high >= float(high) else self.high
+        low, high = map(float, torch.aminmax(flat))
+        # of a NaN anywhere aminmax makes NaN, which no later comparison replaces
+        self.low = low if math.isnan(low) or low < self.low else self.low
+        self.high = high if math.isnan(high) or high > self.high else self.high
         picked = torch.randint(flat.numel(), (self.share,)) if flat.numel() > self.share else slice(None)
         self.parts.append(flat[picked].clone())
 

@@ -67,7 +67,8 @@ def layer_pairs(net: fx.GraphModule) -> list[tuple[nn.Conv2d | nn.Linear, nn.Con
 
 def _compatible(first: nn.Conv2d | nn.Linear, second: nn.Conv2d | nn.Linear) -> bool:
     if isinstance(second, nn.Conv2d):
-        return second.groups in (1, second.in_channels) and second.in_channels == first.weight.shape[0]
+        depthwise = second.groups == second.in_channels == second.out_channels
+        return (second.groups == 1 or depthwise) and second.in_channels == first.weight.shape[0]
     return second.in_features == first.weight.shape[0]
 
 

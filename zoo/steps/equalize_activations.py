@@ -13,7 +13,7 @@ from zoo.graph.fold import clone
 from zoo.quant.layers import QNode, QWeighted
 from zoo.quant.observers.mse import Mse
 from zoo.steps._pairs import depthwise, pairs_of
-from zoo.steps._walk import float_twin
+from zoo.steps._walk import float_twin, require_no_norms
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,17 @@ class EqualizeActivations:
 
     @torch.no_grad()
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
-        """Return the Q-graph with the same float function; raises QuantError before quantize or after calibrate."""
+        """Return the Q-graph with the same float function; QuantError at another place, or with BatchNorm kept."""
         nodes = [m for m in net.modules() if isinstance(m, QNode)]
         if not nodes or any(m.out.active for m in nodes):
             raise QuantError("equalize_activations: put it between quantize and calibrate")
+        require_no_norms(net, "equalize_activations")
         net = clone(net)
         pairs = pairs_of(net)
         ranges = self._ranges(net, [first for first, _ in pairs], ctx)
         for first, second in pairs:
+            if float(ranges[first].max()) <= 0:  # nothing but zeros leaves the layer: there is no range to share
+                continue
             share = ranges[first] / ranges[first].max()
             _rescale(first, second, share.clamp(min=1e-3) ** (1.0 if depthwise(second) else self.strength))
         ctx.log["equalize_activations"] = {"pairs": len(pairs)}

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from zoo.context import Context
-from zoo.errors import GraphError
+from zoo.errors import DataError, GraphError
 from zoo.graph.fold import clone
 
 
@@ -31,7 +31,7 @@ class ReestimateBatchnorm:
 
     @torch.no_grad()
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
-        """Return the graph with new statistics; raises GraphError when no BatchNorm is left."""
+        """Return the graph with new statistics; GraphError when no BatchNorm is left, DataError for a single image."""
         net = clone(net)
         norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
         if not norms:
@@ -41,6 +41,8 @@ class ReestimateBatchnorm:
             norm.reset_running_stats()
             norm.momentum = None
             norm.train()
+        if len(ctx.calibration) < 2:
+            raise DataError("reestimate_batchnorm: one image has no variance; give more images")
         limit = min(self.batches * self.batch, len(ctx.calibration))
         draws = ctx.generator() if (ctx.augmented if self.augment is None else self.augment) else None
         batches = ctx.calibration.batches(self.batch, limit, draws)

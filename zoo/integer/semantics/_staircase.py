@@ -60,10 +60,10 @@ class Staircase(nn.Module):
         """Return how far this rounding lies above round-half: a constant and a part away from zero, in steps [C]."""
         return self.reference.offset.double() - 0.5, self.reference.kink.double()
 
-    def forward(self, acc: Tensor, inplace: bool = False) -> Tensor:
-        """Return the codes in the memory format of ``acc``; ``inplace`` may overwrite a float32 ``acc``."""
+    def forward(self, acc: Tensor) -> Tensor:
+        """Return the codes in the memory format of ``acc``."""
         acc = dense(acc)
-        out = acc if inplace and acc.dtype == torch.float32 else torch.empty_like(acc, dtype=torch.float32)
+        out = torch.empty_like(acc, dtype=torch.float32)
         if self.path == "int64":
             return out.copy_(self.reference(acc.to(torch.int64)).clamp_(self.low, self.high))
         if channels_last(acc) or acc.dim() <= 2 or self.factor.numel() == 1:

@@ -27,10 +27,10 @@ class _Scale(nn.Module):
         """Return how far this rounding lies above round-half, in steps: not at all."""
         return torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
 
-    def forward(self, acc: Tensor, inplace: bool = False) -> Tensor:
-        """Return the codes; ``inplace`` may overwrite a float32 ``acc``."""
+    def forward(self, acc: Tensor) -> Tensor:
+        """Return the codes."""
         acc = dense(acc.to(torch.float32))
-        out = torch.mul(acc, per_channel(self.factor, acc), out=acc if inplace else torch.empty_like(acc))
+        out = torch.mul(acc, per_channel(self.factor, acc), out=torch.empty_like(acc))
         for part in chunks(out):
             part.round_().clamp_(self.low, self.high)
         return out
