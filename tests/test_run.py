@@ -38,6 +38,8 @@ def test_help_lists_every_recipe(arguments: list[str], capsys: pytest.CaptureFix
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in names())
+    first = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("python3 -m venv"))
+    assert f"start with: {first.rpartition('.venv/bin/')[2]}\n" in shown
 
 
 @pytest.mark.parametrize("name", names())
