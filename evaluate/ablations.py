@@ -20,9 +20,10 @@ Generated from the records below `results/ablations`; `python -m zoo.ablate NAME
 row changes one thing of the first row's recipe (`recipes/ablation`). Top-1 in percent is that of the integer network
 at the last epoch, on held-out training images: settings are chosen here, never on test images. The float network that
 the variants start from, and its teacher, have seen the held-out images, so rows compare with each other and with
-nothing else. The interval is that of one accuracy (95 %, Wald) on these images, not of a difference: variants and
-seeds share images and start. Oscillating are the low-bit weights that go back and forth between integers at the end
-of the last training (frequency above 0.005, as in Nagel et al. 2022).
+nothing else; one that moves less from that network, with its own parent as teacher or none, may owe a part of its
+lead to what it remembers of them. The interval is that of one accuracy (95 %, Wald) on these images, not of a
+difference: variants and seeds share images and start. Oscillating are the low-bit weights that go back and forth
+between integers at the end of the last training (frequency above 0.005, as in Nagel et al. 2022).
 """
 
 
@@ -61,23 +62,21 @@ def _section(name: str, spec: Mapping[str, Any], rows: Mapping[str, Sequence[Rec
         return head + "No variant has been run yet.\n"
     base = rows[next(iter(rows))]
     lines = [
-        "| variant | changes | top-1 [95 %] | to the first row | oscillating | seeds | time of a run |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| variant | changes | top-1 [95 %] | to the first row | oscillating | seeds |",
+        "|---|---|---:|---:|---:|---:|",
     ]
     for variant, found in rows.items():
         what = _difference(spec["variants"][variant] or {})
         name_cell = f"**`{variant}`**, taken" if variant in spec.get("takes", ()) else f"`{variant}`"
         if not found:
-            lines.append(f"| {name_cell} | {what} | not run yet | | | | |")
+            lines.append(f"| {name_cell} | {what} | not run yet | | | |")
             continue
         mean = _mean(found)
         half = 196.0 * (mean / 100 * (1 - mean / 100) / found[0].data.n) ** 0.5
         gap = f"{mean - _mean(base):+.2f}" if base and found is not base else ""
         shares = [s for s in (facts(r).get("oscillating_percent") for r in found) if isinstance(s, int | float)]
         swinging = f"{statistics.mean(shares):.2f} %" if shares else ""
-        minutes = statistics.mean(sum(r.seconds.values()) for r in found) / 60
-        seeds = over_seeds([r.top1 for r in found])
-        cells = [name_cell, what, f"{mean:.2f} ± {half:.2f}", gap, swinging, seeds, f"{minutes:.0f} min"]
+        cells = [name_cell, what, f"{mean:.2f} ± {half:.2f}", gap, swinging, over_seeds([r.top1 for r in found])]
         lines.append(f"| {' | '.join(cells)} |")
     return head + "\n".join(lines) + "\n"
 
