@@ -121,7 +121,8 @@ def main(names: list[str]) -> None:
         "zoo_load_mnv1_after_torch": round(time.perf_counter() - started, 3),
     }
     text = json.dumps(found, indent=2) + "\n"
-    OUT.write_text(text)
+    if not names:  # the file is of all networks and of one run
+        OUT.write_text(text)
     print(text, end="")
 
 

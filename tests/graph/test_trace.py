@@ -12,7 +12,7 @@ from tests.timm_networks import NETWORKS, SIZE, images, network
 from zoo.graph import ops
 from zoo.graph.fold import fold_batchnorm
 from zoo.graph.trace import trace
-from zoo.models import mobilenetv1, mobilenetv2_cifar, resnet8, vgg9
+from zoo.models import mobilenetv1, mobilenetv2_cifar, resnet8, resnet_cifar, vgg9
 
 VOCABULARY = (
     nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, ops.Add, ops.Mul,
@@ -66,6 +66,7 @@ def test_folding_batchnorm_changes_only_rounding(name: str) -> None:
     [
         (resnet8.build, (3, 32, 32)),
         (vgg9.build, (3, 32, 32)),
+        (lambda: resnet_cifar.build(20), (3, 32, 32)),
         (lambda: mobilenetv1.build(0.25), (3, 64, 64)),
         (lambda: mobilenetv1.build(0.25, 10, "cifar"), (3, 32, 32)),
         (mobilenetv2_cifar.build, (3, 32, 32)),

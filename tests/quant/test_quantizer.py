@@ -109,3 +109,15 @@ def test_learned_rounding_starts_at_the_weight_and_ends_on_the_grid() -> None:
     assert float(rounding_loss(torch.tensor([0.0, 1.0]), 2.0)) == 0.0
     assert float(rounding_loss(torch.tensor([0.5]), 2.0)) == 1.0
     assert beta(0, 100) is None and beta(20, 100) == 20.0 and (beta(99, 100) or 9) < 2.5
+
+
+def test_kl_keeps_what_a_relu_passes() -> None:
+    torch.manual_seed(0)
+    for values in (torch.randn(1, 100_000).relu(), -torch.rand(1, 100_000).log() * (torch.rand(1, 100_000) < 0.5)):
+        q = Quantizer(Format(8), signed=False)
+        errors = {}
+        for name, observer in (("kl", Kl()), ("minmax", None)):
+            low, high = values.amin(1), values.amax(1)
+            q.set_range(*(observer.range(values, low, high, q) if observer else (low, high)))
+            errors[name] = float((q(values) - values).square().mean())
+        assert errors["kl"] < 4 * errors["minmax"]

@@ -70,6 +70,7 @@ def walk(net: fx.GraphModule, twin: fx.GraphModule, batches: list[Tensor]) -> It
     """
     ours, theirs = dict(net.named_modules()), dict(twin.named_modules())
     values: dict[fx.Node, tuple[list[Tensor], list[Tensor]]] = {}
+    done: set[fx.Node] = set()
     for node in net.graph.nodes:
         if node.op == "placeholder":
             values[node] = (batches, batches)
@@ -82,6 +83,7 @@ def walk(net: fx.GraphModule, twin: fx.GraphModule, batches: list[Tensor]) -> It
                 [layer(*xs) for xs in zip(*(values[a][0] for a in node.args), strict=True)],
                 [twin_layer(*xs) for xs in zip(*(values[a][1] for a in node.args), strict=True)],
             )
+            done.add(node)
             for source in node.all_input_nodes:
-                if all(user in values or user.op == "output" for user in source.users):
+                if all(user in done or user.op == "output" for user in source.users):
                     values.pop(source, None)

@@ -31,9 +31,16 @@ class AbsorbBias:
 
     @torch.no_grad()
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
-        """Return the graph with smaller biases and the same outputs (up to the rare value below ``c``)."""
+        """Return the graph with smaller biases and the same outputs (up to the rare value below ``c``).
+
+        Raises GraphError after quantize or before fold_batchnorm.
+        """
         net = clone(net)
-        pairs = [(a, b) for a, b in layer_pairs(net) if a.bias is not None and b.bias is not None and _unpadded(b)]
+        pairs = [
+            (a, b)
+            for a, b in layer_pairs(net, "absorb_bias")
+            if a.bias is not None and b.bias is not None and _unpadded(b)
+        ]
         moments = channel_moments([a for a, _ in pairs], net, ctx, self.images)
         for first, second in pairs:
             assert first.bias is not None and second.bias is not None
@@ -46,6 +53,7 @@ class AbsorbBias:
             else:
                 shift = (weight.flatten(2).sum(2) if weight.dim() == 4 else weight) @ c
             second.bias.data = second.bias.data + shift
+        ctx.log["absorb_bias"] = {"pairs": len(pairs)}
         return net
 
 

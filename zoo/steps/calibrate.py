@@ -33,7 +33,7 @@ class Calibrate:
 
     ``weight`` and ``act`` name files of ``zoo/quant/observers``. ``images`` None takes up to 512.
     ``samples`` values of each tensor are kept for the estimators, drawn evenly over the images; the extremes are exact.
-    The search settings are those of the observers (see their files).
+    ``percentile`` and ``p`` are those of the observers percentile and mse; a new observer's setting is a field here.
     """
 
     weight: str = "mse"
@@ -48,6 +48,8 @@ class Calibrate:
         """Refuse empty batches."""
         if self.batch < 1 or self.samples < 256 or (self.images is not None and self.images < 1):
             raise ValueError("batch and images must be positive and samples at least 256")
+        if not 50 < self.percentile <= 100 or self.p <= 0:
+            raise ValueError("percentile must lie in (50, 100], p must be positive")
         known = names("zoo.quant.observers")
         for field, name in (("weight", self.weight), ("act", self.act)):
             if name not in known:

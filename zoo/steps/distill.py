@@ -50,6 +50,8 @@ class Distill:
             raise ValueError("rates and loss weights must not be negative")
         if self.kl + self.mse + self.features == 0 or self.layers < 1:
             raise ValueError("one of kl, mse and features must be positive, and layers too")
+        if self.lr_weight + self.lr_scale + self.lr_bias == 0:
+            raise ValueError("one of lr_weight, lr_scale and lr_bias must be positive")
 
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the tuned Q-graph; raises QuantError if the loss stops being finite."""
@@ -58,6 +60,8 @@ class Distill:
         nodes = [m for m in net.modules() if isinstance(m, QNode)]
         teacher = ctx.parent if ctx.reference is None else ctx.reference
         pair = _Pair(net, teacher, self.layers if self.features else 0)
+        if self.features and not pair.hooks:
+            raise QuantError("distill.features: the network is a single block; lower layers, or leave features out")
         units = units_of(nodes, lr_weight=self.lr_weight, lr_scale=self.lr_scale, lr_bias=self.lr_bias)
         optimizer = units.optimizer()
         peaks = [float(g["lr"]) for g in optimizer.param_groups]

@@ -11,6 +11,7 @@ from zoo.context import Context
 from zoo.errors import GraphError
 from zoo.graph import ops
 from zoo.graph.fold import clone
+from zoo.quant.layers import QNode
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Equalize:
 
     @torch.no_grad()
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
-        """Return the equalized float graph; raises GraphError after quantize."""
+        """Return the equalized float graph; GraphError after quantize or before fold_batchnorm."""
         net = clone(net)
-        pairs = layer_pairs(net)
+        pairs = layer_pairs(net, "equalize")
         for _ in range(self.sweeps):
             change = max((equalize_pair(a, b) for a, b in pairs), default=0.0)
             if change < self.tolerance:
@@ -43,14 +44,21 @@ class Equalize:
         return net
 
 
-def layer_pairs(net: fx.GraphModule) -> list[tuple[nn.Conv2d | nn.Linear, nn.Conv2d | nn.Linear]]:
+def require_folded(net: fx.GraphModule, step: str) -> None:
+    """Raise GraphError for a graph that is quantized already, or holds a BatchNorm."""
+    if any(isinstance(m, QNode) for m in net.modules()):
+        raise GraphError(f"{step}: the graph is already quantized; put {step} before quantize")
+    if any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in net.modules()):
+        raise GraphError(f"{step}: the graph holds batch normalisation; put fold_batchnorm before {step}")
+
+
+def layer_pairs(net: fx.GraphModule, step: str) -> list[tuple[nn.Conv2d | nn.Linear, nn.Conv2d | nn.Linear]]:
     """Return (producer, consumer) pairs joined by nothing but a ReLU or a channel-wise linear pool."""
+    require_folded(net, step)
     modules = dict(net.named_modules())
     pairs = []
     for node in net.graph.nodes:
         first = modules.get(str(node.target)) if node.op == "call_module" else None
-        if first is not None and type(first).__name__.startswith("Q"):
-            raise GraphError("equalize: the graph is already quantized; put equalize before quantize")
         if not isinstance(first, nn.Conv2d | nn.Linear):
             continue
         after = node

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from torch import fx
 
 from zoo.context import Context
+from zoo.errors import suggest
 from zoo.integer.layers import build_integer
 from zoo.integer.program import extract
 from zoo.quant.merge import merge_batchnorm
-from zoo.resolve import load
+from zoo.resolve import load, names
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,12 @@ class Integerize:
     """
 
     semantics: str = "tflite"
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown semantics."""
+        known = names("zoo.integer.semantics")
+        if self.semantics not in known:
+            raise ValueError(f"semantics {self.semantics!r} is unknown{suggest(self.semantics, known)}")
 
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the integer graph; its ``meta["program"]`` holds the Program it was built from."""

@@ -50,6 +50,9 @@ class Reconstruct:
             raise ValueError(f"drop must be in [0, 1), got {self.drop}")
         if min(self.rate, self.weight, self.lr_weight, self.lr_scale, self.lr_bias) < 0:
             raise ValueError("rates must not be negative")
+        learned = self.rate if self.weights == "rounding" else self.lr_weight + self.lr_scale + self.lr_bias
+        if learned == 0:
+            raise ValueError("rate (weights: rounding) or one of the lr_ fields (weights: latent) must be positive")
 
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the reconstructed Q-graph; QuantError for one that is not calibrated or a loss that is not finite."""

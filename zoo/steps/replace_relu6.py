@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from zoo.context import Context
+from zoo.errors import GraphError
 from zoo.graph.fold import clone
+from zoo.quant.layers import QNode
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,9 @@ class ReplaceRelu6:
     """No settings. The range above 6 opens; on MobileNetV2 that costs 0.03 points (Nagel et al. 2019)."""
 
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
-        """Return the graph with ReLU in place of ReLU6."""
+        """Return the graph with ReLU in place of ReLU6; GraphError after quantize."""
+        if any(isinstance(m, QNode) for m in net.modules()):
+            raise GraphError("replace_relu6: the graph is already quantized; put replace_relu6 before quantize")
         net = clone(net)
         for name, module in list(net.named_modules()):
             if isinstance(module, nn.ReLU6):

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from zoo.context import Context
 from zoo.graph.fold import clone
-from zoo.quant.layers import QWeighted
+from zoo.quant.layers import QConv2d, QWeighted
 from zoo.steps._pairs import depthwise, pairs_of
 from zoo.steps._walk import float_twin, require_calibrated
 
@@ -49,7 +49,9 @@ class ReuseChannels:
         net = clone(net)
         pairs = pairs_of(net)
         after = dict(pairs)
-        chains = [(p, d, after[d]) for p, d in pairs if depthwise(d) and d in after and not depthwise(after[d])]
+        chains = [
+            (p, d, after[d]) for p, d in pairs if _mixes(p) and depthwise(d) and d in after and not depthwise(after[d])
+        ]
         moments = self._moments(net, ctx)
         names = {module: name for name, module in net.named_modules()}
         copies: dict[str, int] = {}
@@ -61,6 +63,8 @@ class ReuseChannels:
             if trades:
                 copies[names[chain[1]]] = len(trades)
         ctx.log["reuse_channels"] = copies
+        # the channels mean something else now
+        ctx.reference = float_twin(net)
         return net
 
     def _trades(self, chain: Chain, variance: Tensor, outputs: Tensor) -> list[tuple[int, int]]:
@@ -102,6 +106,11 @@ class ReuseChannels:
             mean, square = torch.stack(parts).sum(0) / count
             found[name] = (mean.float(), (square - mean.square()).clamp(min=0).float())
         return found
+
+
+def _mixes(layer: QWeighted) -> bool:
+    """Tell whether all output channels read the same inputs, so that the weights of one may serve another."""
+    return not isinstance(layer, QConv2d) or layer.groups == 1
 
 
 def _copy(chain: Chain, source: int, target: int, constant: Tensor) -> None:

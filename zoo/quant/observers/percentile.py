@@ -11,7 +11,7 @@ from zoo.quant.quantizer import Quantizer
 
 @dataclass(frozen=True)
 class Percentile:
-    """Range = the central ``percentile`` % of the values (99.99 is the usual choice at 8 bit)."""
+    """From the ``100 - percentile``-th to the ``percentile``-th percentile (99.99 is the usual choice at 8 bit)."""
 
     percentile: float = 99.99
 
