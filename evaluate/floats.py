@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evaluate.seeds import over_seeds
+from evaluate.seeds import over_seeds, require_same
 from zoo.errors import ArtifactError
 from zoo.results import EvalData
 
@@ -39,6 +39,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _row(seeds: list[dict[str, Any]]) -> str:
     shown, scores = seeds[0], [float(n["top1"]) for n in seeds]
+    parts = {"test images": [n["test"]["fingerprint"] for n in seeds], "steps": [n["steps"] for n in seeds]}
+    require_same(shown["recipe"], parts)
     test = EvalData(**shown["test"] | {"subset": shown["test"]["subset"] or ""})
     steps = sum(int(part["steps"]) for name, part in shown["log"].items() if name.startswith("train"))
     cells = (

@@ -19,7 +19,7 @@ from typing import Any
 
 from evaluate.differences import causes, checkpoint_differences
 from zoo.console import command, entry
-from zoo.errors import ArtifactError, RecipeError, suggest
+from zoo.errors import ArtifactError, RecipeError, ZooError, suggest
 from zoo.paths import results_dir
 from zoo.recipe_file import read_recipe
 from zoo.results import Record, read_record, read_records
@@ -182,7 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = []
     for record in choose(options.names, options.results):
         print(f"{record.recipe}: {'rescoring' if options.weights_only else record.command}", file=sys.stderr)
-        rows.append((rescore if options.weights_only else rerun)(record, options.results))
+        try:
+            rows.append((rescore if options.weights_only else rerun)(record, options.results))
+        except ZooError as error:  # the other rows are worth their hours
+            rows.append(Row(record.recipe, FAILED, record.top1, None, 0.0, note=str(error)))
     print(table(rows), end="")
     return 2 if any(r.verdict == FAILED for r in rows) else int(not all(r.holds for r in rows))
 

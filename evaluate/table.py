@@ -18,7 +18,7 @@ from evaluate import curve
 from evaluate.ablations import ablations_pages
 from evaluate.floats import float_table
 from evaluate.plot import accuracy_vs_size
-from evaluate.seeds import over_seeds
+from evaluate.seeds import over_seeds, require_same
 from zoo.console import command, entry
 from zoo.errors import ArtifactError
 from zoo.results import FLOATS, Record, read_records, write_text
@@ -96,6 +96,11 @@ def _rows(records: Sequence[Record]) -> list[tuple[Record, str]]:
 def _with_seeds(records: Sequence[Record]) -> tuple[Record, str]:
     """Return the record that the row shows, of the lowest seed, and what all seeds reach."""
     shown = min(records, key=lambda r: r.seed)
+    parts: dict[str, list[object]] = {
+        "test images": [r.data.fingerprint for r in records], "calibration images": [r.calibration.n for r in records],
+        "steps": [r.steps for r in records], "bits": [r.bits for r in records], "budget": [r.budget for r in records],
+    }  # fmt: skip
+    require_same(f"{shown.recipe} on {shown.data.name}", parts)
     return shown, over_seeds([r.top1 for r in records])
 
 

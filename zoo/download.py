@@ -18,6 +18,10 @@ from zoo.progress import bar
 _BLOCK = 1 << 20
 
 
+class Altered(DataError):
+    """What came is not what was asked for."""
+
+
 def fetch(url: str, sha256: str, path: Path, timeout: float = 30.0) -> Path:
     """Return ``path``, whose content has this sha256; download it if it is not there or was damaged since.
 
@@ -38,7 +42,7 @@ def fetch(url: str, sha256: str, path: Path, timeout: float = 30.0) -> Path:
                 digest.update(block)
                 out.write(block)
         if digest.hexdigest() != sha256:
-            raise DataError(f"{url}: sha256 is {digest.hexdigest()[:12]}, expected {sha256[:12]}; the file was altered "
+            raise Altered(f"{url}: sha256 is {digest.hexdigest()[:12]}, expected {sha256[:12]}; the file was altered "
                             "or cut short: try again")  # fmt: skip
         os.replace(temporary, path)
         temporary = None

@@ -46,6 +46,10 @@ def main(arguments: Sequence[str]) -> int:
     chosen = options.typed(_Options, given, "pull")
     if not names:
         raise RecipeError(f"pull: name a checkpoint{suggest('', known)}")
+    places = {name: name.partition("@")[0].rpartition("/")[2] for name in names}
+    if chosen.output and len(set(places.values())) < len(places):
+        raise RecipeError(f"pull: {' and '.join(names)} would be one folder below {chosen.output}; pull them one by "
+                          "one into folders of their own")  # fmt: skip
     for name in names:
         print(_pull(name, chosen))
     return 0
@@ -71,7 +75,7 @@ def _pull(name: str, chosen: _Options) -> str:
     else:
         raise RecipeError(f"{name!r}: no such checkpoint{suggest(name, {*known, *list_checkpoints()})}")
     if chosen.output:
-        folder = keep(folder, Path(chosen.output) / name.rpartition("/")[2].partition("@")[0], hashes)
+        folder = keep(folder, Path(chosen.output) / name.partition("@")[0].rpartition("/")[2], hashes)
     signed = f", signed by the key of {chosen.verify}" if chosen.verify else ""
     size = sum((folder / file).stat().st_size for file in hashes)
     return f"{name}: {text}, {len(hashes)} files, {size / 1000:,.1f} kB, every hash right{signed}\n{folder}"

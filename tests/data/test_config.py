@@ -62,3 +62,5 @@ def test_label_lists(name: str, count: int) -> None:
     assert len(class_names(name)) == count
     with pytest.raises(DataError, match=f"did you mean '{name}'"):
         class_names(name + "s")
+    with pytest.raises(DataError, match="is unknown"):
+        class_names("../labels/" + name)

@@ -186,3 +186,14 @@ def test_the_parent_process_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) == len(read_records(results_dir()))
+
+
+def test_a_damaged_row_costs_no_other_row(shipped: tuple[Path, Record], capsys: pytest.CaptureFixture[str]) -> None:
+    root, record = shipped
+    other = replace(record, recipe="another")
+    write_record(other, root)
+    shutil.copytree(root / record.recipe / "checkpoint", root / "another" / "checkpoint")
+    (root / "another" / "checkpoint" / "README.md").write_text("altered")
+    assert reproduce.main(["--all", "--weights-only", f"--results={root}"]) == 2
+    shown = capsys.readouterr().out
+    assert "1 of 2 rows hold" in shown and "another" in shown and "README.md" in shown

@@ -171,3 +171,17 @@ def test_the_checkout_is_up_to_date() -> None:
         [sys.executable, "-m", "evaluate.table", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data": EvalData("shapes", 20, "20 of 200", "1" * 64)}, "test images"),
+        ({"steps": ("quantize", "calibrate", "integerize")}, "steps"),
+        ({"budget": "full"}, "budget"),
+    ],
+)
+def test_another_experiment_is_not_merged_as_a_seed(change: dict[str, object], said: str) -> None:
+    assert "(2)" in readme_tables([make_record(), make_record(seed=1)])
+    with pytest.raises(ArtifactError, match=f"toy_w4a8 on shapes: .* differ in {said}"):
+        readme_tables([make_record(), make_record(seed=1, **change)])

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.hub.conftest import NAME, Server, User
+from tests.hub.conftest import NAME, Done, Server, User
 from zoo.artifact import files
 from zoo.errors import HubError
+from zoo.hub.fetch import keep
 from zoo.hub.folder import Folder
 from zoo.hub.names import is_address, parse
 
@@ -119,3 +123,39 @@ def test_the_clients_own_cache_can_be_loaded(small: dict[str, Path], tmp_path: P
     (snapshot / "config.json").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(Exception, match="leaves the folder"):
         files.verify(snapshot)
+
+
+def test_two_checkpoints_that_would_be_one_folder_are_refused_before_any_download(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from zoo.pull import main
+
+    assert main(["a/net@v1", "b/net@refs/pr/1", f"output={tmp_path / 'out'}"]) == 2
+    assert "would be one folder below" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_processes_that_pull_together_all_get_the_checkpoint(
+    user: User, small: dict[str, Path], tmp_path: Path
+) -> None:
+    share = f"file://{tmp_path}/share"
+    assert user.run(PUBLISH, str(small["first"]), f"repo={share}/org/net").rc == 0
+
+    def one(fresh: Path) -> Done:
+        return user.process(sys.executable, "-m", PULL, f"{share}/org/net@v1", ZOO_CACHE=str(fresh))
+
+    with ThreadPoolExecutor(3) as pool:
+        for number in range(2):
+            done = list(pool.map(one, [tmp_path / f"cache{number}"] * 3))
+            assert [d.rc for d in done] == [0, 0, 0], [d.err for d in done]
+
+
+def test_what_changes_between_the_check_and_the_copy_is_not_vouched_for(
+    small: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "checked"
+    shutil.copytree(small["first"], source)
+    hashes = files.verify(source)
+    (source / "README.md").write_text("altered")
+    with pytest.raises(HubError, match=r"README\.md: was changed while it was copied"):
+        keep(source, tmp_path / "kept", hashes)
+    assert not (tmp_path / "kept").exists()

@@ -126,7 +126,7 @@ def _accuracy(r: Mapping[str, Any]) -> str:
         f"Top-1 on {data['n']:,} images of {data['name']} (subset: {data['subset']}), all three on the same images.\n\n"
         "| network | top-1 (%) | against float (points) |\n|---|---:|---:|\n"
         f"| float parent | {r['float_top1']:.2f} | |\n"
-        f"| this one, integers only ({r['semantics']}) | **{r['top1']:.2f}** | {-r['drop']:+.2f} |\n"
+        f"| this one, integers only ({r['semantics']}) | **{r['top1']:.2f}** | {0.0 - r['drop']:+.2f} |\n"
         f"| this one, fake-quantized | {r['top1_fake']:.2f} | {r['top1_fake'] - r['float_top1']:+.2f} |\n\n"
         f"Drop {r['drop']:.2f} points, paired 95 % interval [{low:.2f}, {high:.2f}]. The integer and the "
         f"fake-quantized network choose the same class on {r['agreement']:.2f} % of the images."

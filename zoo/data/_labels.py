@@ -12,7 +12,7 @@ _FOLDER = Path(__file__).parent / "labels"
 
 def class_names(name: str) -> tuple[str, ...]:
     """Return the class names of a label list in label order; an unknown list raises DataError."""
-    path = _FOLDER / f"{name}.json"
-    if not path.is_file():
-        raise DataError(f"labels: {name!r} is unknown{suggest(name, [p.stem for p in _FOLDER.glob('*.json')])}")
-    return tuple(json.loads(path.read_text(encoding="utf-8")))
+    known = sorted(p.stem for p in _FOLDER.glob("*.json"))
+    if name not in known:  # a name, never a path: recipes of strangers say it
+        raise DataError(f"labels: {name!r} is unknown{suggest(name, known)}")
+    return tuple(json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8")))

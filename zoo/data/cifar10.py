@@ -25,12 +25,14 @@ SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 def read(role: Role) -> Split:
     """Return the 10,000 test images, or the 50,000 training images for training and calibration, ``[N, 32, 32, 3]``.
 
+    A mirror with fewer gives a subset that says so.
+
     Raises DataError for a mirror without the files, no download, or a file that is not what it should be.
     """
     part = "test" if role == "test" else "train"
     folder = mirror("data/cifar10")
     classes = class_names("cifar10")
-    count = 10_000 if part == "test" else 50_000
+    count = whole = 10_000 if part == "test" else 50_000
     if folder is not None:
         files = sorted(folder.glob(f"{part}-*.parquet"))
         if not files:
@@ -46,7 +48,8 @@ def read(role: Role) -> Split:
             {"cifar10": [SHA256, part]}, count, (32, 32, 3), lambda: _binary(fetch(URL, SHA256, archive), part),
             f"cifar10-{part}", 10,
         )  # fmt: skip
-    return Split(f"cifar10-{part}", pixels, labels, digest, None, classes)
+    subset = None if len(labels) == whole else f"{len(labels)} of {whole}"
+    return Split(f"cifar10-{part}", pixels, labels, digest, subset, classes)
 
 
 def _binary(archive: Path, part: str) -> Iterator[tuple[np.ndarray[Any, Any], int]]:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -125,19 +125,22 @@ def _download(hub: Hub, repo: str, commit: str, folder: Path, entry: Entry | Non
         again = manifest if entry else manifest_files(hub.download(repo, commit, files.MANIFEST, again=True), where)
         if again == manifest:
             raise
-        paths = _all(hub, repo, commit, again)
+        paths, manifest = _all(hub, repo, commit, again), again
 
     try:
+        if _verified(folder, entry) is not None:
+            return  # another process was faster, and may be reading it
         if folder.is_dir():
             shutil.rmtree(folder)  # damaged: ours to fetch again
     except OSError as error:
         raise HubError(f"{folder}: is damaged and cannot be removed ({error.strerror}); {_HINT}") from None
-    _copy(paths, folder, _HINT)
+    _copy({name: (path, manifest[name].sha256) for name, path in paths.items()}, folder, _HINT)
 
 
-def keep(folder: Path, place: Path, names: Iterable[str]) -> Path:
+def keep(folder: Path, place: Path, hashes: Mapping[str, str]) -> Path:
     """Copy a verified checkpoint to a place of the user's own, whole or not at all, and return that place."""
-    _copy({name: folder / name for name in names}, place, "choose another place with output=DIR")
+    parts = {name: (folder / name, sha256) for name, sha256 in hashes.items()}
+    _copy(parts, place, "choose another place with output=DIR")
     if (folder / files.SIGNATURE).is_file():
         write_text(place / files.SIGNATURE, (folder / files.SIGNATURE).read_text(encoding="utf-8"))
     return place
@@ -166,11 +169,14 @@ def _check_signature(hub: Hub, repo: str, commit: str, folder: Path, key: str) -
     return None
 
 
-def _copy(paths: Mapping[str, Path], folder: Path, hint: str) -> None:
+def _copy(parts: Mapping[str, tuple[Path, str]], folder: Path, hint: str) -> None:
     def fill(temporary: Path) -> None:
-        for name, path in paths.items():
+        for name, (path, sha256) in parts.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, temporary / name)
+            # the new manifest would vouch for what was changed since it was checked
+            if files.sha256(temporary / name) != sha256:
+                raise ArtifactError(f"{path}: was changed while it was copied; try again")
 
     try:
         files.write_folder(folder, fill, hint)

@@ -28,10 +28,8 @@ class Folder:
         self.label = f"file://{root}"
 
     def user(self) -> str:
-        """Return the name of the owner of this process; whether it may write is seen when writing."""
-        import getpass
-
-        return getpass.getuser()
+        """Return the share: it has no accounts, and whether this process may write is seen when writing."""
+        return self.label
 
     def resolve(self, repo: str, revision: str) -> str:
         """Return the full commit of a tag, ``main`` or a commit."""

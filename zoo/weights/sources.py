@@ -54,6 +54,7 @@ def keep(source: Source, data: bytes) -> None:
         temporary = Path(name)
         with os.fdopen(handle, "wb") as out:
             out.write(data)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private to the user
         os.replace(temporary, path)
     except OSError:
         if temporary is not None:
@@ -115,13 +116,14 @@ def _from_url(source: Source, offline: bool) -> bytes:
     if source.url.endswith((".h5", ".hdf5")) and importlib.util.find_spec("h5py") is None:
         raise Unavailable(f"{source.url} needs the extra 'keras': pip install 'lowbit-zoo[keras]'")
     if source.sha256:
+        from zoo.download import Altered
         from zoo.download import fetch as download
 
         try:
             return _read(download(source.url, source.sha256, cached))
+        except Altered as error:
+            raise ModelError(str(error)) from None
         except DataError as error:
-            if "sha256" in str(error):
-                raise ModelError(str(error)) from None
             raise Unavailable(str(error)) from None
     # Only its content is known, so it is kept after that has been checked: see keep().
     try:
