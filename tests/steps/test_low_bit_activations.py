@@ -212,3 +212,11 @@ def test_channels_that_never_vary_have_a_solution() -> None:
     found = quadratic(visit, 2048, None, torch.Generator().manual_seed(0))
     assert bool(torch.isfinite(found.best).all())
     assert float((found.best[0] - module.weight[0].flatten()).abs().max()) < 1e-2
+
+
+def test_distilling_features_of_channels_that_were_reused_is_refused() -> None:
+    net, ctx = mobile(dead=(1, 2, 4, 6, 9, 11))
+    reused = apply(net, ctx, *CALIBRATED, ("reuse_channels", {"images": 64}))
+    assert ctx.log["reuse_channels"]
+    with pytest.raises(QuantError, match="leave features out"):
+        apply(reused, ctx, ("distill", {"features": 1.0}))

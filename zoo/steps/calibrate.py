@@ -48,12 +48,11 @@ class Calibrate:
         """Refuse empty batches."""
         if self.batch < 1 or self.samples < 256 or (self.images is not None and self.images < 1):
             raise ValueError("batch and images must be positive and samples at least 256")
-        if not 50 < self.percentile <= 100 or self.p <= 0:
-            raise ValueError("percentile must lie in (50, 100], p must be positive")
         known = names("zoo.quant.observers")
         for field, name in (("weight", self.weight), ("act", self.act)):
             if name not in known:
                 raise ValueError(f"{field}: observer {name!r} is unknown (known: {', '.join(known)})")
+        for name in known:  # a setting that its observer refuses is wrong, whether or not that one is in use
             self.observer(name)
 
     def observer(self, name: str) -> Observer:

@@ -56,6 +56,9 @@ class Distill:
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the tuned Q-graph; raises QuantError if the loss stops being finite."""
         require_calibrated(net, "distill")
+        if self.features and ctx.log.get("reuse_channels"):
+            raise QuantError("distill.features: after reuse_channels some channels stand for others than the float "
+                             "network's; leave features out")  # fmt: skip
         net = clone(net)
         nodes = [m for m in net.modules() if isinstance(m, QNode)]
         teacher = ctx.parent if ctx.reference is None else ctx.reference

@@ -7,13 +7,13 @@ import hashlib
 import http.client
 import importlib.util
 import os
-import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.errors import DataError, HubError, ModelError
+from zoo.errors import ArtifactError, DataError, HubError, ModelError
+from zoo.results import write_bytes
 from zoo.weights._config import Source
 
 if TYPE_CHECKING:
@@ -46,19 +46,8 @@ def keep(source: Source, data: bytes) -> None:
     """Keep a download in the cache, once its content is known to be right; a full disk costs only the next download."""
     if source.kind != "url" or _cached(source).is_file():
         return
-    path = _cached(source)
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private to the user
-        os.replace(temporary, path)
-    except OSError:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    with contextlib.suppress(ArtifactError):
+        write_bytes(_cached(source), data)
 
 
 def forget(source: Source) -> bool:
