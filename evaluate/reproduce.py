@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from evaluate.differences import causes, checkpoint_differences
 from zoo.console import command, entry
 from zoo.errors import ArtifactError, RecipeError, ZooError, suggest
@@ -112,7 +114,7 @@ def _recorded_recipe(record: Record, kept: Path, scratch: Path, changes: dict[st
     fields = read_recipe(file) | changes
     if changes:
         file = scratch / "changed.yaml"
-        file.write_text(json.dumps(fields), encoding="utf-8")  # JSON is YAML
+        file.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
     tolerance = fields.get("tolerance")
     points = tolerance.get("top1", 0.0) if isinstance(tolerance, dict) else 0.0
     if not isinstance(points, (int, float)) or not 0 <= points <= 100:

@@ -15,6 +15,7 @@ from PIL import Image
 
 import zoo
 from tests.networks import SIZE, images, small_resnet
+from zoo import paths
 from zoo.artifact.checkpoint import Network
 from zoo.errors import ArtifactError, DataError, GraphError, RecipeError
 
@@ -148,3 +149,12 @@ def test_logits_that_are_a_mean_are_logits_and_pictures_are_not(tmp_path: Path) 
         GraphError, match=r"gives \['N', 10, 1, 1\], a classifier gives \[N, classes\]; pool and flatten"
     ):
         zoo.quantize(torch.nn.Sequential(*body), RECIPE, [images(64)])
+
+
+def test_a_folder_here_is_no_shipped_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert paths.local_checkpoint("mine") == Path("mine") and paths.shipped_checkpoint("mine") is None
+    shipped = paths.results_dir() / "resnet8_fashion_w4a4" / "checkpoint"
+    (tmp_path / "resnet8_fashion_w4a4").mkdir()
+    assert paths.shipped_checkpoint("resnet8_fashion_w4a4") == paths.local_checkpoint(shipped.parent.name) == shipped

@@ -15,7 +15,7 @@ import pytest
 
 import zoo
 from zoo.compose import compose, names
-from zoo.errors import RecipeError
+from zoo.errors import RecipeError, ZooError
 from zoo.paths import recipes_dir
 from zoo.run import main
 
@@ -48,6 +48,25 @@ def test_every_recipe_resolves_and_names_itself(name: str) -> None:
 
     recipe = dry(compose([f"recipe={name}"]))
     assert recipe.name == name and recipe.description
+
+
+@pytest.mark.parametrize(
+    ("group", "changes", "message"),
+    [
+        ("model", {"builder": "resnet9"}, "model.builder: model 'resnet9' is unknown"),
+        ("model", {"args": {"depth": 20}}, "model.args: got an unexpected keyword argument 'depth'"),
+        ("data", {"reader": "cifar11"}, "data.reader: data 'cifar11' is unknown"),
+        ("data", {"args": {"colour": 1}}, "data.args: got an unexpected keyword argument 'colour'"),
+    ],
+)
+def test_a_check_finds_what_no_file_of_ours_takes(group: str, changes: dict[str, object], message: str) -> None:
+    from zoo.pipeline import dry
+
+    fields = compose(["recipe=resnet8_fashion_w4a4"])
+    fields[group] = fields[group] | changes
+    with pytest.raises(ZooError) as refused:
+        dry(fields)
+    assert message in str(refused.value)
 
 
 def test_steps_that_end_in_no_integers_are_refused_before_any_work() -> None:

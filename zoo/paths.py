@@ -30,12 +30,18 @@ def run_place(name: str, seed: int) -> Path:
     return Path(name) if seed == 0 else Path(name, f"seed{seed}")
 
 
+def shipped_checkpoint(name: str) -> Path | None:
+    """Return the folder of the checkpoint of this name that comes with the package; None where there is none."""
+    shipped = results_dir() / name / "checkpoint"
+    # os.path.isdir is False, and never an error, for names that no file can have
+    return shipped if "/" not in name and os.path.isdir(shipped) else None
+
+
 def local_checkpoint(name_or_path: str | Path) -> Path | None:
     """Return the folder of a shipped checkpoint, or the one at this path; None where there is neither."""
     text = str(name_or_path)
-    shipped = results_dir() / text / "checkpoint"
-    # os.path.isdir is False, and never an error, for names that no file can have
-    if isinstance(name_or_path, str) and "/" not in text and os.path.isdir(shipped):
+    shipped = shipped_checkpoint(text) if isinstance(name_or_path, str) else None
+    if shipped is not None:
         return shipped
     if not os.path.isdir(text):
         return None

@@ -17,7 +17,7 @@ from zoo import __version__, ranks
 from zoo.artifact import checkpoint, files
 from zoo.artifact.card import render_card
 from zoo.context import Context, Images
-from zoo.data import DataConfig, Split, class_names, load_split
+from zoo.data import DataConfig, Split, class_names, find_reader, load_split
 from zoo.errors import GraphError, RecipeError
 from zoo.evaluation import Scores, predict
 from zoo.graph.trace import trace
@@ -40,7 +40,7 @@ from zoo.results import (
     write_text,
 )
 from zoo.train.log import csv_text
-from zoo.weights import ModelConfig, build_model, load_weights
+from zoo.weights import ModelConfig, build_model, find_builder, load_weights
 
 
 @dataclass(frozen=True)
@@ -324,10 +324,10 @@ def remove(folder: Path) -> None:
 
 
 def dry(fields: dict[str, Any]) -> Recipe:
-    """Check a recipe without running it."""
+    """Check a recipe without running it: no weight is fetched, no image read, no network made."""
     recipe = Recipe.parse(fields)
     if any(step.name != "train" for step in recipe.steps):
         require_integers(recipe)
-    build(ModelConfig, recipe.model, "model")
-    build(DataConfig, recipe.data, "data")
+    find_builder(build(ModelConfig, recipe.model, "model"))
+    find_reader(build(DataConfig, recipe.data, "data"))
     return recipe

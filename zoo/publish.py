@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 def report(done: Any) -> None:
     """Print what is released."""
     entry = done.entry
-    if done.new and done.index is not None:
+    if done.new and not done.dry:
         print(f"released {entry.repo}@{entry.tag}, commit {entry.commit}, {entry.top1:.2f} % top-1 on {entry.n} images")
     if done.index is not None:
         print(f"index {done.index}")

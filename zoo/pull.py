@@ -61,10 +61,10 @@ def _pull(name: str, chosen: _Options) -> str:
     from zoo.hub import index
     from zoo.hub.fetch import keep, pull
     from zoo.hub.names import is_address
-    from zoo.paths import local_checkpoint
+    from zoo.paths import shipped_checkpoint
 
     known = index.read()
-    shipped = local_checkpoint(name) if "/" not in name else None
+    shipped = shipped_checkpoint(name)
     if shipped is not None:
         folder, hashes, text = shipped, files.verify(shipped), "comes with the package"
         if chosen.verify:

@@ -128,6 +128,7 @@ def test_mirror_is_read_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     split = cifar10.read("test")
     np.testing.assert_array_equal(split.images, images)
     np.testing.assert_array_equal(split.labels, labels)
+    assert split.subset == "12 of 10000"
 
 
 @pytest.mark.data

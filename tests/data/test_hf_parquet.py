@@ -137,6 +137,12 @@ def test_bad_rows_are_refused(folder: Path, labels: list[Any], pictures: dict[in
         read("test", folder)
 
 
+def test_fewer_classes_than_a_cached_file_has(folder: Path) -> None:
+    assert len(read("test", folder, labels=["cat", "dog"])) == 3
+    with pytest.raises(DataError, match=r"row 0 has label 1, the data set has classes 0\.\.0"):
+        read("test", folder, labels=["cat"])
+
+
 def test_bad_files_are_refused(folder: Path) -> None:
     path = folder / "data" / "test-00000-of-00001.parquet"
     good = path.read_bytes()

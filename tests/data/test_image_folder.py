@@ -111,6 +111,34 @@ def test_decomposed_names_are_the_same_names(pictures: Pictures) -> None:
     assert decomposed.fingerprint == composed.fingerprint
 
 
+def test_two_names_that_are_one_composed(pictures: Pictures) -> None:
+    root = pictures({"val/r\u00e9al": 2, "val/" + unicodedata.normalize("NFD", "r\u00e9al"): 2, "val/a": 1})
+    with pytest.raises(DataError, match="two class folders are named 'r\u00e9al'"):
+        image_folder.read("test", str(root))
+
+
+@pytest.mark.parametrize("place", ["val", "val/cat"])
+def test_a_name_that_is_no_text(pictures: Pictures, place: str) -> None:
+    root = pictures(TEST)
+    try:
+        shutil.copytree(root / "val" / "cat", root / place / os.fsdecode(b"\xff.png"))
+    except OSError:
+        pytest.xfail("this file system takes UTF-8 alone")
+    with pytest.raises(DataError, match=r"the name b'\\xff.png' is no UTF-8; rename it"):
+        image_folder.read("test", str(root))
+
+
+def test_a_folder_that_may_not_be_listed(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = pictures(TEST)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(image_folder.os, "scandir", refuse)
+    with pytest.raises(DataError, match="val: cannot be listed \\(Permission denied\\)"):
+        image_folder.read("test", str(root))
+
+
 def test_test_subset(pictures: Pictures) -> None:
     split = image_folder.read("test", str(pictures(TEST)), test_count=3)
     assert split.labels.tolist() == [0, 1, 2] and split.subset == "3 of 6, balanced by hash"

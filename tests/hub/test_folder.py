@@ -22,9 +22,12 @@ PUBLISH, PULL, LOAD = "zoo.publish", "zoo.pull", "tests.hub.load"
 
 def test_publish_pull_and_load(user: User, server: Server, small: dict[str, Path], tmp_path: Path) -> None:
     share = f"file://{tmp_path}/share"
+    released: set[str] = set()
     for version in ("first", "second", "second"):
         done = user.run(PUBLISH, str(small[version]), f"repo={share}/org/net")
         assert done.rc == 0, done.err
+        assert ("released org/net@v" in done.out) == (version not in released)
+        released.add(version)
     hub = Folder(tmp_path / "share")
     tags = hub.tags("org/net")
     assert set(tags) == {"v1", "v2"} and hub.head("org/net") == tags["v2"]
@@ -92,7 +95,8 @@ def test_a_share_that_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["name", "a/b/c", "/abs/olute", "../x", "org/../x", "org/na--me", "org/n@", "org/n@../x", "org/-x", "org/x.git",
-     "file://host/share/org/n", "file:///n", "https://example.org/org/n", "org/n\n", "o" * 60 + "/" + "n" * 60, ""],
+     "file://host/share/org/n", "file:///n", "https://example.org/org/n", "org/n\n", "o" * 60 + "/" + "n" * 60, "",
+     "file:///a#b/org/n", "file:///a?b/org/n", "file://[/org/n"],
 )  # fmt: skip
 def test_what_is_no_address(text: str) -> None:
     assert not is_address(text)
@@ -104,6 +108,7 @@ def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ZOO_HUB", raising=False)
     assert parse("org/a.b-c_d").revision == "main" and parse("org/n@dev/x").revision == "dev/x"
     assert parse("file:///a%20b/c/org/n@v2").root == Path("/a b/c")
+    assert parse("file:///a%23b/org/n").root == Path("/a#b")
     monkeypatch.setenv("ZOO_HUB", "file:///share")
     assert parse("org/n").root == Path("/share")
 

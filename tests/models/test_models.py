@@ -57,6 +57,10 @@ def test_mobilenetv2_for_cifar_has_the_size_of_timms(width: float, timm: str) ->
 def test_a_width_that_makes_no_network_is_refused(width: float) -> None:
     with pytest.raises(ModelError, match=r"mobilenetv2_cifar\.width: must be positive and at most 4"):
         mobilenetv2_cifar.build(10, width)
+    with pytest.raises(ModelError, match=r"mobilenetv1\.width: must lie in 1/32\.\.4, got"):
+        mobilenetv1.build(width)
+    with pytest.raises(ValueError, match="width must be positive"):
+        resnet_cifar.build(20, min(width, 0))
 
 
 @pytest.mark.parametrize("width", [1.0, 0.75, 0.5, 0.25, 0.3])

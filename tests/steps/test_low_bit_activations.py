@@ -17,7 +17,7 @@ from zoo.graph.trace import trace
 from zoo.quant.layers import QConv2d, QLinear
 from zoo.quant.quantizer import Quantizer
 from zoo.quant.spec import Format
-from zoo.steps._least_squares import Quadratic, passband, quadratic
+from zoo.steps._least_squares import Quadratic, passband, quadratic, search_scales
 from zoo.steps._walk import Visit
 from zoo.steps.gptq import descend, round_columns
 
@@ -53,6 +53,24 @@ def test_coordinate_descent_ends_where_no_single_code_helps() -> None:
         moved = codes.clone()
         moved[..., column] = (moved[..., column] + delta).clamp(-4, 3)
         assert bool((quadratic_form.error(moved * scale) >= least - 1e-4).all())
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_searched_scales_are_never_worse_than_the_calibrated_ones(bits: int) -> None:
+    module = layer(1, 401, bits)
+    # one weight far out: the candidates between it and 0.3 of it round the many small ones to nothing
+    best = torch.cat([torch.tensor([20.0]), torch.ones(200), -torch.ones(200)]).reshape(1, 1, -1)
+    found = Quadratic(torch.eye(401)[None], best, torch.zeros(1, 401), torch.zeros(1, 1))
+    quantizer = module.weight_quantizer
+    quantizer.set_qparams(torch.tensor([1.0]), quantizer.zero_point)
+
+    def loss() -> float:
+        codes = (best / quantizer.scale).round().clamp(quantizer.qmin, quantizer.qmax)
+        return float(found.error(codes * quantizer.scale))
+
+    calibrated = loss()
+    search_scales(module, found, 20)
+    assert loss() <= calibrated < float(found.error(torch.zeros_like(best)))
 
 
 def censored(prediction: Tensor, target: Tensor, low: float, high: float) -> Tensor:
@@ -147,6 +165,23 @@ def test_nothing_is_given_up_below_the_margin() -> None:
     net, ctx = mobile()
     before = apply(net, ctx, *CALIBRATED)
     after = apply(before, ctx, ("reuse_channels", {"images": 64, "margin": 1000.0}))
+    assert ctx.log["reuse_channels"] == {}
+    assert all(torch.equal(t, after.state_dict()[n]) for n, t in before.state_dict().items())
+
+
+def test_channels_of_a_grouped_convolution_stand_for_none_but_themselves() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 1), nn.ReLU6(), nn.Conv2d(12, 12, 1, groups=4), nn.ReLU6(),
+        nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.ReLU6(), nn.Conv2d(12, 10, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    with torch.no_grad():
+        model[4].weight[:6], model[4].bias[:6] = 0.0, 0.5
+    net = trace(model.eval(), images(2))
+    ctx = Context(config(8, 4), Images(images(64)), net)
+    before = apply(net, ctx, *CALIBRATED)
+    after = apply(before, ctx, ("reuse_channels", {"images": 64}))
     assert ctx.log["reuse_channels"] == {}
     assert all(torch.equal(t, after.state_dict()[n]) for n, t in before.state_dict().items())
 

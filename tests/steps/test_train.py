@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from tests.networks import config, images, small_resnet
 from tests.steps.test_steps import apply
+from zoo import ranks
 from zoo.context import Context, Images
 from zoo.errors import DataError, QuantError, RecipeError
 from zoo.graph.trace import trace
@@ -19,6 +20,7 @@ from zoo.quant.attach import attach
 from zoo.quant.layers import QWeighted
 from zoo.quant.learned._learner import Learner
 from zoo.quant.merge import merge_batchnorm
+from zoo.train import log
 from zoo.train import optimizer as optimizers
 from zoo.train.loop import Loop
 
@@ -201,3 +203,24 @@ def test_tensorboard_is_missed_before_the_training(monkeypatch: pytest.MonkeyPat
     net, ctx = start()
     with pytest.raises(DataError, match=r"install lowbit-zoo\[tensorboard\]"):
         apply(net, ctx, *QUANTIZE, ("train", SHORT))
+
+
+@pytest.mark.parametrize("leader", [True, False])
+def test_the_first_process_alone_writes_for_tensorboard(leader: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    class Writer:
+        def __enter__(self) -> Writer:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def add_scalar(self, name: str, value: float, epoch: int) -> None:
+            written.append(name)
+
+    monkeypatch.setattr(log, "tensorboard", lambda: Writer)
+    monkeypatch.setattr(ranks, "leader", lambda: leader)
+    row = {"position": 2, "lr": 0.1, "loss": 1.0, "accuracy": 50.0, "holdout": None, "epoch": 1}
+    log._tensorboard(row)
+    assert written == (["2/lr", "2/loss", "2/accuracy"] if leader else [])

@@ -106,6 +106,20 @@ def test_one_name_at_two_publishers(publisher: Publisher) -> None:
     assert len(publisher.asked) == 2
 
 
+def test_an_address_with_a_long_query_is_kept_too(publisher: Publisher, tmp_path: Path) -> None:
+    place = "/net.safetensors?token=" + "x" * 400
+    data = publisher.files[place] = save(state())
+    config = model(Source("url", sha256(data), url=publisher.address + place))
+    assert same(load_weights(config)[0]) and same(load_weights(config, offline=True)[0])
+    assert [p.name.partition("-")[2] for p in cached(tmp_path)] == ["net.safetensors"]
+
+
+@pytest.mark.parametrize("url", ["http://[/x", "https:///x", "https://?x"])
+def test_an_address_without_a_host_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"host|IPv6"):
+        Source("url", "0" * 64, url=url)
+
+
 def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
 

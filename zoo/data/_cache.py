@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -42,6 +42,8 @@ def cached(
     folder = cache_dir() / "data" / digest
     found = _open(folder, count, shape)
     if found is not None:
+        for i in np.flatnonzero(found[1] >= classes)[:1]:
+            _refuse_label(where, int(i), int(found[1][i]), classes)
         return found
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +58,10 @@ def cached(
     if found is None:
         raise DataError(f"{folder}: what was just written reads back differently; set ZOO_CACHE to another disk")
     return found
+
+
+def _refuse_label(where: str, row: int, label: int, classes: int) -> NoReturn:
+    raise DataError(f"{where}: row {row} has label {label}, the data set has classes 0..{classes - 1}")
 
 
 @contextmanager
@@ -120,7 +126,7 @@ def _fill(
                     f"{where}: row {i} is {got}, expected uint8 {list(shape)}; set the size of the data set"
                 )
             if not 0 <= label < classes:
-                raise DataError(f"{where}: row {i} has label {label}, the data set has classes 0..{classes - 1}")
+                _refuse_label(where, i, label, classes)
             data = image.tobytes()
             out.write(data)
             digest.update(data)

@@ -25,19 +25,24 @@ class DataConfig:
     description: str = ""
 
 
+def find_reader(config: DataConfig) -> Any:
+    """Return the module of the reader; RecipeError for an unknown one, DataError for arguments it does not take."""
+    reader = load("zoo.data", config.reader, "data.reader")
+    try:
+        inspect.signature(reader.read).bind("test", **config.args)
+    except TypeError as error:
+        known = ", ".join(list(inspect.signature(reader.read).parameters)[1:]) or "none"
+        raise DataError(f"data.args: {error} (known: {known})") from None
+    return reader
+
+
 def load_split(config: DataConfig, role: Role, limit: int | None = None) -> Split:
     """Return a split, or the first ``limit`` images of a fixed shuffle of it.
 
     Calibration images are training images, never test images. Raises DataError for an unknown argument, missing or
     malformed data, and a limit below 1 or beyond the split.
     """
-    reader = load("zoo.data", config.reader, "data.reader")
-    try:
-        inspect.signature(reader.read).bind(role, **config.args)
-    except TypeError as error:
-        known = ", ".join(list(inspect.signature(reader.read).parameters)[1:]) or "none"
-        raise DataError(f"data.args: {error} (known: {known})") from None
-    split: Split = reader.read(role, **config.args)
+    split: Split = find_reader(config).read(role, **config.args)
     if len(split) == 0:
         raise DataError(f"{split.name}: the split is empty")
     if limit is None or limit == len(split):

@@ -87,7 +87,7 @@ def _commit(address: Address, place: Path, entry: Entry | None) -> tuple[str, Hu
         return hub.resolve(address.repo, entry.tag), hub
     label = hashlib.sha256(hub.label.encode()).hexdigest()[:12]
     note = place / "refs" / label / hashlib.sha256(revision.encode()).hexdigest()[:24]
-    noted = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+    noted = note.read_text(encoding="utf-8", errors="replace").strip() if note.is_file() else ""
     if is_commit(noted) and TAG.match(revision) and (place / noted).is_dir():
         return noted, hub  # tags of this kind never move
     try:

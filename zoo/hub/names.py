@@ -59,8 +59,13 @@ def parse(text: str) -> Address:
 
 
 def folder_of(url: str, where: str) -> Path:
-    """Return the folder of a ``file://`` address."""
-    parts = urlsplit(url)
+    """Return the folder of a ``file://`` address; HubError, which names ``where``, for what is none."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise HubError(f"{where}: {url!r} is no address ({error}); write file:///FOLDER") from None
+    if parts.query or parts.fragment or url.endswith(("#", "?")):
+        raise HubError(f"{where}: {url!r}: write %23 for # and %3F for ? in a folder's name")
     if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         raise HubError(f"{where}: {url!r} is no folder; write file:///FOLDER")
     return Path(unquote(parts.path))

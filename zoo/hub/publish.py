@@ -33,7 +33,7 @@ from zoo.results import dump
 _DATASETS = {
     "cifar10": "uoft-cs/cifar10", "imagenet": "ILSVRC/imagenet-1k", "fashion-mnist": "zalando-datasets/fashion_mnist",
 }  # fmt: skip
-_OF_A_MACHINE = re.compile(r"(?<![\w.:/])(?:/(?:home|root|Users|tmp|mnt|media|srv|data|work|var)/|[A-Z]:\\|~/)\S*")
+_OF_A_MACHINE = re.compile(r"(?<![\w.:/*}])(?:/[\w.~-]+/|[A-Z]:\\|~/)\S*")
 _LOSS = 1.0  # points of accuracy: more says that the network in timm is another one
 _OWN_WORDS = re.compile(r" (?:output|hub\.\w+)=\S+")
 
@@ -63,12 +63,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Released:
-    """What is published: ``new`` is False if it had been before; ``index`` is the file that says so."""
+    """What is published: ``new`` is False if it had been before, ``index`` is the file that says so."""
 
     name: str
     entry: Entry
     new: bool
     index: Path | None
+    dry: bool = False
 
 
 def check_access(options: Options) -> Address:
@@ -260,7 +261,7 @@ class _Draft:
             self.metrics["weights_bytes"],
         )  # fmt: skip
         path = None if dry else index.add(self.name, entry, index.writable_path())
-        return Released(self.name, entry, new, path)
+        return Released(self.name, entry, new, path, dry)
 
 
 def _facts(address: Address, recipe: Recipe, read: Checkpoint, timm_top1: float | None) -> dict[str, Any]:

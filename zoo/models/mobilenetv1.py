@@ -14,8 +14,10 @@ def build(width: float = 1.0, num_classes: int = 1000, variant: str = "imagenet"
 
     ``imagenet``: stem stride 2, TensorFlow SAME padding, ReLU6, BatchNorm epsilon 1e-3. ``cifar``: stem stride 1,
     symmetric padding, ReLU, epsilon 1e-5 (3,217,226 parameters at width 1 and 10 classes). Sizes must be even at
-    every stride-2 layer.
+    every stride-2 layer. Raises ModelError for another variant, and for a width outside 1/32..4.
     """
+    if not 1 / 32 <= width <= 4:
+        raise ModelError(f"mobilenetv1.width: must lie in 1/32..4, got {width}")
     if variant not in ("imagenet", "cifar"):
         raise ModelError(f"mobilenetv1.variant: {variant!r} is unknown (imagenet, cifar)")
     keras = variant == "imagenet"

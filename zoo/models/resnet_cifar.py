@@ -6,13 +6,15 @@ from torch import Tensor, nn
 
 
 def build(depth: int = 20, width: int = 16, num_classes: int = 10) -> nn.Module:
-    """Return the float network; ``width`` is the first stage's, 16 in the paper. ValueError for another depth.
+    """Return the float network; ``width`` is the first stage's, 16 in the paper. ValueError for others.
 
     It takes ``[N, 3, H, W]``. With width 16 and 10 classes ResNet-20 has 272,474 parameters and ResNet-56 855,770; the
     paper's 0.27 M and 0.85 M (table 6) are without the 2,752 of the two projections.
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth must be 6 n + 2, got {depth}")
+    if width < 1:
+        raise ValueError(f"width must be positive, got {width}")
     return ResNetCifar((depth - 2) // 6, width, num_classes)
 
 

@@ -269,7 +269,10 @@ def per_output(layer: QWeighted, value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def search_scales(layer: QWeighted, form: Quadratic, candidates: int) -> None:
-    """Give every channel the scale, of ``candidates`` shrunken ones, under which rounding to nearest costs least."""
+    """Give every channel the scale, of ``candidates`` shrunken ones, under which rounding to nearest costs least.
+
+    Below 4 bits the calibrated scale is tried too: with so few codes the best may be less than 0.3 of the largest.
+    """
     quantizer = layer.weight_quantizer
     if candidates == 0 or quantizer.fmt.scale != "float" or quantizer.axis is None:
         return
@@ -277,8 +280,10 @@ def search_scales(layer: QWeighted, form: Quadratic, candidates: int) -> None:
     start = per_output(layer, quantizer.scale) if full is None else full.clamp(min=1e-12)
     zero = per_output(layer, quantizer.zero_point)
     least, kept = torch.full_like(start[..., 0], float("inf")), start
-    for i in range(candidates):
-        scale = start * (1.0 - 0.7 * i / candidates)
+    scales = [start * (1.0 - 0.7 * i / candidates) for i in range(candidates)]
+    if quantizer.fmt.bits < 4:
+        scales.append(per_output(layer, quantizer.scale).to(start.dtype))
+    for scale in scales:
         codes = (torch.round(form.best / scale) + zero).clamp(quantizer.qmin, quantizer.qmax)
         error = form.error((codes - zero) * scale)
         kept = torch.where((error < least)[..., None], scale, kept)

@@ -1,4 +1,4 @@
-"""Tune weights and scales end to end towards the float parent's outputs, without a label."""
+"""Tune weights and scales end to end towards the float network's outputs, without a label."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ class Distill:
 
     ``epochs`` over the calibration images: None takes the budget's (fast 6, full 60). ``lr_weight`` is the largest
     step in quantization steps of the weight, ``lr_bias`` in output steps, ``lr_scale`` relative to the scale.
-    ``augment`` crops at random and flips. The loss is KL(parent || network) at temperature 1, times ``kl``, plus
+    ``augment`` crops at random and flips. The loss is KL(float || network) at temperature 1, times ``kl``, plus
     ``mse`` times the mean squared difference of the logits over their variance, plus ``features`` times the same for
     the block outputs (mean over blocks; see the step reconstruct): few images say much more that way.
+
+    The float network is the one that ``quantize`` was given: what ``replace_relu6``, ``equalize`` or ``absorb_bias``
+    changed before is changed there too.
     """
 
     epochs: float | None = None

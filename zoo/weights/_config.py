@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from zoo.errors import DataError
 from zoo.preprocess import Preprocess
@@ -39,6 +40,8 @@ class Source:
             raise ValueError(f"path must lie below its folder, got {self.path!r}")
         if self.url and not self.url.startswith(("https://", "http://")):
             raise ValueError(f"url must begin with https://, got {self.url!r}")
+        if not urlsplit(self.url).hostname and self.url:
+            raise ValueError(f"url names no host, got {self.url!r}")
         _check_sha256(self.sha256)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -99,10 +100,19 @@ def _verified(config: ModelConfig, data: bytes, where: str) -> dict[str, Tensor]
     return state
 
 
-def _build(config: ModelConfig) -> nn.Module:
+def find_builder(config: ModelConfig) -> Any:
+    """Return the module of the builder; RecipeError for an unknown one, ModelError for arguments it does not take."""
     builder = load("zoo.models", config.builder, "model.builder")
     try:
-        model: nn.Module = builder.build(**config.args)
+        inspect.signature(builder.build).bind(**config.args)
+    except TypeError as error:
+        raise ModelError(f"{config.name}: model.args: {error}") from None
+    return builder
+
+
+def _build(config: ModelConfig) -> nn.Module:
+    try:
+        model: nn.Module = find_builder(config).build(**config.args)
     except (TypeError, ValueError) as error:
         raise ModelError(f"{config.name}: model.args: {' '.join(str(error).split())[:200]}") from None
     return model

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from zoo.errors import ArtifactError, DataError, HubError, ModelError
 from zoo.results import write_bytes
@@ -138,7 +139,7 @@ def _cached(source: Source) -> Path:
     from zoo.data._cache import cache_dir
 
     key = hashlib.sha256(source.url.encode()).hexdigest()[:12]  # two publishers may use one file name
-    return cache_dir() / "weights" / f"{key}-{source.url.rsplit('/', 1)[-1]}"
+    return cache_dir() / "weights" / f"{key}-{urlsplit(source.url).path.rsplit('/', 1)[-1][-100:]}"
 
 
 def _read(path: Path) -> bytes:
