@@ -18,12 +18,13 @@ _HEAD = """# What each technique gives
 
 Generated from the records below `results/ablations`; `python -m zoo.ablate NAME` makes those that are missing. Each
 row changes one thing of the first row's recipe (`recipes/ablation`). Top-1 in percent is that of the integer network
-at the last epoch, on held-out training images: settings are chosen here, never on test images. The float network that
-the variants start from, and its teacher, have seen the held-out images, so rows compare with each other and with
-nothing else; one that moves less from that network, with its own parent as teacher or none, may owe a part of its
-lead to what it remembers of them. The interval is that of one accuracy (95 %, Wald) on these images, not of a
-difference: variants and seeds share images and start. Oscillating are the low-bit weights that go back and forth
-between integers at the end of the last training (frequency above 0.005, as in Nagel et al. 2022).
+at the last epoch, on held-out training images: settings are chosen here, never on test images. Where a description
+does not say otherwise, the float network that the variants start from, and its teacher, have seen the held-out images,
+so rows compare with each other and with nothing else; one that moves less from that network, with its own parent as
+teacher or none, may owe a part of its lead to what it remembers of them. The interval is that of one accuracy (95 %,
+Wald) on these images, not of a difference: variants and seeds share images and start. Oscillating are the low-bit
+weights that go back and forth between integers at the end of the last training (frequency above 0.005, as in Nagel et
+al. 2022).
 """
 
 
