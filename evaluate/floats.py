@@ -31,6 +31,8 @@ def float_table(weights: Path) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         notes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(notes["recipe"], str) or type(notes["seed"]) is not int:
+            raise TypeError("recipe must be a text and seed a whole number")
         _row([notes])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}: is no record of a float training ({error!r}); run its recipe again") from None

@@ -1,4 +1,4 @@
-"""Make recorded numbers again: ``python -m evaluate.reproduce NAME...|--all [--weights-only]``.
+"""Make recorded numbers again: ``python -m evaluate.reproduce NAME...|--all [--seeds] [--weights-only]``.
 
 Each row runs in a fresh process. The exit code is 0 when every row holds, 1 when one differs, 2 for what cannot be run.
 """
@@ -66,7 +66,7 @@ def rerun(record: Record, root: Path, *, python: str = sys.executable, changes: 
         out = Path(scratch) / "results"
         done = _child(python, "zoo.run", f"recipe={recipe}", f"output={out}")
         if done.returncode:
-            return Row(record.recipe, FAILED, record.top1, None, tolerance, note=_last(done))
+            return Row(_title(record), FAILED, record.top1, None, tolerance, note=_last(done))
         again = read_record(out / record.file)
         tensors = checkpoint_differences(kept, out / record.checkpoint)
     found = causes(record, again)
@@ -79,18 +79,18 @@ def rerun(record: Record, root: Path, *, python: str = sys.executable, changes: 
         verdict = WITHIN if abs(again.top1 - record.top1) <= tolerance + 1e-9 else DIFFERS
     if not exact and not tensors:
         tensors = ("model.safetensors (the recorded one is not here)",)
-    return Row(record.recipe, verdict, record.top1, again.top1, tolerance, tensors, found)
+    return Row(_title(record), verdict, record.top1, again.top1, tolerance, tensors, found)
 
 
 def rescore(record: Record, root: Path) -> Row:
     """Measure the shipped checkpoint again in a fresh process; integers leave no room, so the tolerance is 0."""
     kept = root / record.checkpoint
-    if not (kept / "manifest.json").is_file():
+    if not _shipped(record, root):
         note = "its checkpoint is not in this checkout; run it without --weights-only"
-        return Row(record.recipe, FAILED, record.top1, None, 0.0, note=note)
+        return Row(_title(record), FAILED, record.top1, None, 0.0, note=note)
     done = _child(sys.executable, "zoo.rescore", str(kept))
     if done.returncode:
-        return Row(record.recipe, FAILED, record.top1, None, 0.0, note=_last(done))
+        return Row(_title(record), FAILED, record.top1, None, 0.0, note=_last(done))
     again = json.loads(done.stdout)
     pairs = {
         "weights": (record.artifact_sha256, again["artifact_sha256"]),
@@ -99,7 +99,11 @@ def rescore(record: Record, root: Path) -> Row:
     }
     found = tuple(f"{k} {a[:12]} -> {b[:12]}" for k, (a, b) in pairs.items() if a != b)
     verdict = SAME if not found and again["top1"] == record.top1 else DIFFERS
-    return Row(record.recipe, verdict, record.top1, again["top1"], 0.0, causes=found)
+    return Row(_title(record), verdict, record.top1, again["top1"], 0.0, causes=found)
+
+
+def _shipped(record: Record, root: Path) -> bool:
+    return (root / record.checkpoint / "manifest.json").is_file()
 
 
 def _recorded_recipe(record: Record, kept: Path, scratch: Path, changes: dict[str, Any]) -> tuple[str, float]:
@@ -146,14 +150,22 @@ def _last(done: subprocess.CompletedProcess[str]) -> str:
     )
 
 
-def choose(names: Sequence[str], root: Path) -> list[Record]:
-    """Return the records of these recipes, or all; an unknown name raises RecipeError."""
+def choose(names: Sequence[str], root: Path, seeds: bool = False) -> list[Record]:
+    """Return the records of these recipes, or all: those of the lowest seed, which tables show, or of all ``seeds``.
+
+    An unknown name raises RecipeError.
+    """
     records = read_records(root)
     known = {r.recipe for r in records}
     for name in names:
         if name not in known:
             raise RecipeError(f"{name!r}: no record of that recipe in {root.name}/{suggest(name, known)}")
-    return [r for r in records if not names or r.recipe in names]
+    lowest = {name: min(r.seed for r in records if r.recipe == name) for name in known}
+    return [r for r in records if (not names or r.recipe in names) and (seeds or r.seed == lowest[r.recipe])]
+
+
+def _title(record: Record) -> str:
+    return f"{record.recipe} seed={record.seed}" if record.seed else record.recipe
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -175,21 +187,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run and print; return 0 when all rows hold, 1 when one differs, 2 when one cannot be run or is unknown."""
     parser = argparse.ArgumentParser(prog="python -m evaluate.reproduce", description="Make recorded numbers again.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="recipes with a record")
-    parser.add_argument("--all", action="store_true", help="every record")
+    parser.add_argument("--all", action="store_true", help="every recipe with a record")
+    parser.add_argument("--seeds", action="store_true", help="all seeds, not only the one that tables show")
     parser.add_argument("--weights-only", action="store_true", help="only measure the shipped checkpoints again")
     parser.add_argument("--results", type=Path, default=results_dir(), help="where the records lie")
     options = parser.parse_args(arguments)
     if bool(options.names) == options.all:
         parser.error("name recipes, or give --all")
     rows = []
-    for record in choose(options.names, options.results):
-        print(f"{record.recipe}: {'rescoring' if options.weights_only else record.command}", file=sys.stderr)
+    for record in choose(options.names, options.results, options.seeds):
+        if options.all and options.weights_only and not _shipped(record, options.results):
+            print(f"{_title(record)}: its checkpoint is not here; name it without --weights-only", file=sys.stderr)
+            continue
+        print(f"{_title(record)}: {'rescoring' if options.weights_only else record.command}", file=sys.stderr)
         try:
             rows.append((rescore if options.weights_only else rerun)(record, options.results))
         except ZooError as error:  # the other rows are worth their hours
-            rows.append(Row(record.recipe, FAILED, record.top1, None, 0.0, note=str(error)))
+            rows.append(Row(_title(record), FAILED, record.top1, None, 0.0, note=str(error)))
     print(table(rows), end="")
-    return 2 if any(r.verdict == FAILED for r in rows) else int(not all(r.holds for r in rows))
+    return 2 if not rows or any(r.verdict == FAILED for r in rows) else int(not all(r.holds for r in rows))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from zoo.errors import ArtifactError
 
 
 def require_same(what: str, parts: Mapping[str, Sequence[object]]) -> None:
-    """Raise ArtifactError where records that a row would merge as seeds differ in more than the seed.
+    """Raise ArtifactError where records that a row would merge as seeds differ in ``parts``.
 
-    ``parts`` gives a value of each record by the name of what must be equal.
+    It gives a value of each record by the name of what must be equal.
     """
     for name, values in parts.items():
         if any(value != values[0] for value in values):

@@ -97,7 +97,8 @@ def _with_seeds(records: Sequence[Record]) -> tuple[Record, str]:
     """Return the record that the row shows, of the lowest seed, and what all seeds reach."""
     shown = min(records, key=lambda r: r.seed)
     parts: dict[str, list[object]] = {
-        "test images": [r.data.fingerprint for r in records], "calibration images": [r.calibration.n for r in records],
+        "test images": [r.data.fingerprint for r in records], "calibration images": [r.calibration for r in records],
+        "model": [r.model for r in records], "float weights": [r.parent.sha256 for r in records],
         "steps": [r.steps for r in records], "bits": [r.bits for r in records], "budget": [r.budget for r in records],
     }  # fmt: skip
     require_same(f"{shown.recipe} on {shown.data.name}", parts)

@@ -53,7 +53,7 @@ def test_a_variant_changes_what_it_says_and_nothing_else() -> None:
 @pytest.mark.parametrize("name", ablate.names())
 def test_every_shipped_variant_is_a_recipe_and_no_two_are_alike(name: str) -> None:
     found = ablate.read(name)
-    assert {*found.takes, *found.oscillations} <= set(found.variants) and found.recipe == name
+    assert {*found.takes, *found.oscillations} <= set(found.variants) and name.startswith(found.recipe)
     hashes = set()
     for variant in found.variants:
         fields = ablate.resolve(name, variant, 0)

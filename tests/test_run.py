@@ -57,12 +57,17 @@ def test_every_recipe_resolves_and_names_itself(name: str) -> None:
         ("model", {"args": {"depth": 20}}, "model.args: got an unexpected keyword argument 'depth'"),
         ("data", {"reader": "cifar11"}, "data.reader: data 'cifar11' is unknown"),
         ("data", {"args": {"colour": 1}}, "data.args: got an unexpected keyword argument 'colour'"),
+        ("data", {"reader": "held_out", "args": {"reader": "cifar11", "count": 5}}, "data 'cifar11' is unknown"),
+        ("teacher", {"builder": "resnet9"}, "teacher.builder: model 'resnet9' is unknown"),
+        ("teacher", {"labels": "../labels/cifar10"}, "labels: '../labels/cifar10' is unknown"),
     ],
 )
 def test_a_check_finds_what_no_file_of_ours_takes(group: str, changes: dict[str, object], message: str) -> None:
     from zoo.pipeline import dry
 
     fields = compose(["recipe=resnet8_fashion_w4a4"])
+    fields["teacher"] = fields["model"]
+    dry(fields)
     fields[group] = fields[group] | changes
     with pytest.raises(ZooError) as refused:
         dry(fields)

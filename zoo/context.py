@@ -112,11 +112,12 @@ def _silent(items: Iterable[Any], label: str, total: int | None) -> Iterable[Any
 class Context:
     """Given to every step.
 
-    ``parent`` is the traced float network, before any step changed it; ``reference`` the float network that the step
-    quantize was given, in the Q-graph's own nodes. ``teacher`` is the float network that the recipe names as one.
-    ``work`` is a folder for what lets an interrupted run go on; None: keep nothing. ``curves`` holds the epochs of
-    every training, as rows of a CSV. ``earlier`` sums up the seconds of interrupted runs that this one goes on from.
-    ``augmented`` tells whether the last training saw augmented images.
+    ``parent`` is the traced float network, before any step changed it; ``reference`` the float network that the
+    step quantize was given, in the Q-graph's own nodes, with the channels that equalize_activations rescales.
+    ``teacher`` is the float network that the recipe names as one. ``work`` is a folder for what lets an interrupted
+    run go on; None: keep nothing. ``curves`` holds the epochs of every training, as rows of a CSV. ``earlier`` sums
+    up the seconds of interrupted runs that this one goes on from. ``augmented`` tells whether the last training saw
+    augmented images.
     """
 
     quant: QuantConfig

@@ -328,6 +328,11 @@ def dry(fields: dict[str, Any]) -> Recipe:
     recipe = Recipe.parse(fields)
     if any(step.name != "train" for step in recipe.steps):
         require_integers(recipe)
-    find_builder(build(ModelConfig, recipe.model, "model"))
+    for part, fields_of in {"model": recipe.model, "teacher": recipe.teacher}.items():
+        if fields_of is not None:
+            config = build(ModelConfig, fields_of, part)
+            find_builder(config, part)
+            if config.labels is not None:
+                class_names(config.labels)
     find_reader(build(DataConfig, recipe.data, "data"))
     return recipe

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,13 @@ def test_calibration_images_are_not_held_out() -> None:
 def test_a_count_that_leaves_nothing_is_refused(count: object) -> None:
     with pytest.raises(DataError, match=r"data\.args\.count: must be from 1 to "):
         held_out.read("test", "fashion_embedded", count)  # type: ignore[arg-type]
+
+
+def test_a_part_of_a_part_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fashion_embedded.read("train")
+    part = dataclasses.replace(whole, subset="a part")
+    monkeypatch.setattr(fashion_embedded, "read", lambda role: part)
+    assert str(held_out.read("test", **ARGS).subset).endswith("training images, held out, of a part")
 
 
 def test_another_reader_is_needed() -> None:

@@ -113,18 +113,48 @@ def test_decomposed_names_are_the_same_names(pictures: Pictures) -> None:
 
 def test_two_names_that_are_one_composed(pictures: Pictures) -> None:
     root = pictures({"val/r\u00e9al": 2, "val/" + unicodedata.normalize("NFD", "r\u00e9al"): 2, "val/a": 1})
-    with pytest.raises(DataError, match="two class folders are named 'r\u00e9al'"):
+    with pytest.raises(DataError, match="val: two names are 'r\u00e9al'"):
+        image_folder.read("test", str(root))
+    (root / "val" / unicodedata.normalize("NFD", "r\u00e9al")).rename(root / "val" / "b")
+    for form in ("NFC", "NFD"):
+        shutil.copy(root / "val" / "a" / "0.png", root / "val" / "a" / unicodedata.normalize(form, "\u00e9.png"))
+    with pytest.raises(DataError, match=r"a: two names are '\u00e9\.png'"):
         image_folder.read("test", str(root))
 
 
-@pytest.mark.parametrize("place", ["val", "val/cat"])
-def test_a_name_that_is_no_text(pictures: Pictures, place: str) -> None:
+def test_a_file_beside_a_folder_of_its_name(pictures: Pictures) -> None:
+    root = pictures({"val/" + unicodedata.normalize("NFD", "r\u00e9al"): 2})
+    (root / "val" / "r\u00e9al").write_text("a note")
+    assert image_folder.read("test", str(root)).classes == ("r\u00e9al",)
+
+
+@pytest.mark.parametrize(("source", "place"), [("val/cat", "val"), ("val/cat/0.png", "val/cat")])
+def test_a_name_that_is_no_text(pictures: Pictures, source: str, place: str) -> None:
     root = pictures(TEST)
+    copy = shutil.copytree if (root / source).is_dir() else shutil.copy
     try:
-        shutil.copytree(root / "val" / "cat", root / place / os.fsdecode(b"\xff.png"))
+        copy(root / source, root / place / os.fsdecode(b"\xff.png"))
     except OSError:
         pytest.xfail("this file system takes UTF-8 alone")
     with pytest.raises(DataError, match=r"the name b'\\xff.png' is no UTF-8; rename it"):
+        image_folder.read("test", str(root))
+
+
+def test_names_of_what_is_ignored_may_be_anything(pictures: Pictures) -> None:
+    root = pictures(TEST)
+    wanted = image_folder.read("test", str(root)).fingerprint
+    for place in ("val", "val/cat"):
+        try:
+            (root / place / os.fsdecode(b"note\xff.txt")).write_text("a note")
+        except OSError:
+            pytest.xfail("this file system takes UTF-8 alone")
+    assert image_folder.read("test", str(root)).fingerprint == wanted
+
+
+def test_a_link_to_itself(pictures: Pictures) -> None:
+    root = pictures(TEST)
+    (root / "val" / "cat" / "loop.png").symlink_to("loop.png")
+    with pytest.raises(DataError, match="cat: cannot be listed"):
         image_folder.read("test", str(root))
 
 

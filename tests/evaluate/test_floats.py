@@ -42,8 +42,10 @@ def test_another_training_is_not_merged_as_a_seed(tmp_path: Path) -> None:
         float_table(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"recipe": "x"}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"recipe": "x"}', json.dumps(notes(recipe=None)),
+                                  json.dumps({k: v for k, v in notes().items() if k != "seed"})])  # fmt: skip
 def test_a_file_that_is_no_training_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "good.json").write_text(json.dumps(notes()))
     (tmp_path / "odd.json").write_text(text)
     with pytest.raises(ArtifactError, match=r"odd\.json: is no record of a float training"):
         float_table(tmp_path)

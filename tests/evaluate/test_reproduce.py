@@ -41,14 +41,14 @@ def _change(folder: Path, key: str, value: int = 1) -> None:
     sign(folder)
 
 
-@pytest.mark.parametrize("record", read_records(results_dir()), ids=lambda r: r.recipe)
+@pytest.mark.parametrize("record", read_records(results_dir()), ids=lambda r: f"{r.recipe}-{r.seed}")
 def test_a_record_carries_the_command_that_makes_it(record: Record) -> None:
     words = shlex.split(record.command)
     assert words[:3] == ["python", "-m", "zoo.run"]
     fields, own = resolve(words[3:])
     assert content_hash(fields) == record.recipe_sha256
     assert own == {}
-    kept = results_dir() / record.recipe / "checkpoint" / "recipe.yaml"
+    kept = results_dir() / record.checkpoint / "recipe.yaml"
     if kept.is_file():
         assert content_hash(read_recipe(kept)) == record.recipe_sha256
 
@@ -174,7 +174,7 @@ def test_the_document_shows_what_was_measured() -> None:
     text = reproducibility.DOC.read_text(encoding="utf-8")
     assert reproducibility.document(text, rows) == text
     for row in rows:
-        recorded = next(r for r in read_records(results_dir()) if r.recipe == row["recipe"])
+        recorded = next(r for r in read_records(results_dir()) if (r.recipe, r.seed) == (row["recipe"], 0))
         assert row["recorded"] == recorded.top1, "measure again: python -m benchmarks.reproducibility"
         assert (row["verdict"] == reproduce.IDENTICAL) == (not row["tensors"] and row["top1"] == row["recorded"])
 
@@ -182,7 +182,7 @@ def test_the_document_shows_what_was_measured() -> None:
 def test_the_parent_process_needs_no_torch() -> None:
     program = (
         "import sys; sys.modules['torch'] = None; import evaluate.reproduce as r\n"
-        "print(len(r.choose([], r.results_dir())))"
+        "print(len(r.choose([], r.results_dir(), seeds=True)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) == len(read_records(results_dir()))
@@ -197,3 +197,14 @@ def test_a_damaged_row_costs_no_other_row(shipped: tuple[Path, Record], capsys: 
     assert reproduce.main(["--all", "--weights-only", f"--results={root}"]) == 2
     shown = capsys.readouterr().out
     assert "1 of 2 rows hold" in shown and "another" in shown and "README.md" in shown
+
+
+def test_a_name_is_the_row_that_tables_show(shipped: tuple[Path, Record], capsys: pytest.CaptureFixture[str]) -> None:
+    root, record = shipped
+    write_record(replace(record, seed=2), root)
+    assert [r.seed for r in reproduce.choose([NAME], root)] == [r.seed for r in reproduce.choose([], root)] == [0]
+    assert [r.seed for r in reproduce.choose([NAME], root, seeds=True)] == [0, 2]
+    shutil.rmtree(root / NAME / "checkpoint")
+    assert reproduce.main(["--all", "--seeds", "--weights-only", f"--results={root}"]) == 2
+    told = capsys.readouterr()
+    assert "0 of 0 rows hold" in told.out and f"{NAME} seed=2: its checkpoint is not here" in told.err

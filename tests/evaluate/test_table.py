@@ -15,7 +15,7 @@ from evaluate.plot import accuracy_vs_size
 from evaluate.table import BEGIN, END, main, put_between, readme_tables, table_csv
 from tests.records import make_record
 from zoo.errors import ArtifactError
-from zoo.results import EvalData, Record, write_record
+from zoo.results import Calibration, EvalData, Parent, Record, write_record
 
 ROOT = Path(__file__).resolve().parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -179,6 +179,9 @@ def test_the_checkout_is_up_to_date() -> None:
         ({"data": EvalData("shapes", 20, "20 of 200", "1" * 64)}, "test images"),
         ({"steps": ("quantize", "calibrate", "integerize")}, "steps"),
         ({"budget": "full"}, "budget"),
+        ({"model": "another"}, "model"),
+        ({"parent": Parent("org/toy-float", "2" * 64)}, "float weights"),
+        ({"calibration": Calibration("shapes-train", 64, "3" * 64)}, "calibration images"),
     ],
 )
 def test_another_experiment_is_not_merged_as_a_seed(change: dict[str, object], said: str) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.hub.conftest import NAME, Done, Server, User
+from tests.hub.conftest import NAME, Server, User
 from zoo.artifact import files
 from zoo.errors import HubError
+from zoo.hub import fetch
 from zoo.hub.fetch import keep
 from zoo.hub.folder import Folder
+from zoo.hub.index import File
 from zoo.hub.names import is_address, parse
 
 PUBLISH, PULL, LOAD = "zoo.publish", "zoo.pull", "tests.hub.load"
@@ -96,7 +96,8 @@ def test_a_share_that_cannot_be_written(tmp_path: Path) -> None:
     "text",
     ["name", "a/b/c", "/abs/olute", "../x", "org/../x", "org/na--me", "org/n@", "org/n@../x", "org/-x", "org/x.git",
      "file://host/share/org/n", "file:///n", "https://example.org/org/n", "org/n\n", "o" * 60 + "/" + "n" * 60, "",
-     "file:///a#b/org/n", "file:///a?b/org/n", "file://[/org/n"],
+     "file:///a#b/org/n", "file:///a?b/org/n", "file://[/org/n", "file:///a%00b/org/n",
+     "file:///a\nb/org/n"],
 )  # fmt: skip
 def test_what_is_no_address(text: str) -> None:
     assert not is_address(text)
@@ -139,19 +140,28 @@ def test_two_checkpoints_that_would_be_one_folder_are_refused_before_any_downloa
     assert "would be one folder below" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_processes_that_pull_together_all_get_the_checkpoint(
-    user: User, small: dict[str, Path], tmp_path: Path
+def test_a_folder_that_another_process_placed_meanwhile_is_left_as_it_is(
+    user: User, small: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     share = f"file://{tmp_path}/share"
     assert user.run(PUBLISH, str(small["first"]), f"repo={share}/org/net").rc == 0
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ZOO_INDEX", str(tmp_path / "no index"))
+    every, placed = fetch._all, []
 
-    def one(fresh: Path) -> Done:
-        return user.process(sys.executable, "-m", PULL, f"{share}/org/net@v1", ZOO_CACHE=str(fresh))
+    def slow(hub: Folder, repo: str, commit: str, manifest: dict[str, File]) -> dict[str, Path]:
+        if not placed:
+            placed.append(commit)
+            fetch.pull(f"{share}/org/net@v1")
+            placed.append(folder(commit).stat().st_ino)
+        return every(hub, repo, commit, manifest)
 
-    with ThreadPoolExecutor(3) as pool:
-        for number in range(2):
-            done = list(pool.map(one, [tmp_path / f"cache{number}"] * 3))
-            assert [d.rc for d in done] == [0, 0, 0], [d.err for d in done]
+    def folder(commit: str) -> Path:
+        return tmp_path / "cache" / "hub" / "org--net" / commit
+
+    monkeypatch.setattr(fetch, "_all", slow)
+    pulled = fetch.pull(f"{share}/org/net@v1")
+    assert placed == [pulled.commit, pulled.folder.stat().st_ino] and pulled.folder == folder(pulled.commit)
 
 
 def test_what_changes_between_the_check_and_the_copy_is_not_vouched_for(

@@ -170,6 +170,7 @@ def test_altered_and_unmeasured_checkpoints_stay_here(
         saved("boasting", top1=read.metrics["top1"] - 2.5): "its record says",
         saved("images", data=other): "fingerprint",
         saved("path", recipe=read.recipe + "# from /" + "home/ann/data\n", seed=0): "path of this machine",
+        saved("share", recipe=read.recipe + "# from /" + "scratch/ann/data\n", seed=0): "path of this machine",
         saved("no recipe", recipe="[", seed=0): "recipe.yaml",
     }
     altered = saved("altered", seed=0)

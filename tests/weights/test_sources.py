@@ -114,9 +114,11 @@ def test_an_address_with_a_long_query_is_kept_too(publisher: Publisher, tmp_path
     assert [p.name.partition("-")[2] for p in cached(tmp_path)] == ["net.safetensors"]
 
 
-@pytest.mark.parametrize("url", ["http://[/x", "https:///x", "https://?x"])
+@pytest.mark.parametrize(
+    "url", ["http://[/x", "https:///x", "https://?x", "https://ex\u00e4mple.invalid/x", "https://h/x\n"]
+)
 def test_an_address_without_a_host_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"host|IPv6"):
+    with pytest.raises(ValueError, match=r"host|IPv6|ASCII"):
         Source("url", "0" * 64, url=url)
 
 

@@ -42,9 +42,7 @@ def cached(
     folder = cache_dir() / "data" / digest
     found = _open(folder, count, shape)
     if found is not None:
-        for i in np.flatnonzero(found[1] >= classes)[:1]:
-            _refuse_label(where, int(i), int(found[1][i]), classes)
-        return found
+        return _labelled(found, where, classes)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder.parent / f".{digest}.lock"):
@@ -57,6 +55,13 @@ def cached(
                         "space or set ZOO_CACHE to another folder") from None  # fmt: skip
     if found is None:
         raise DataError(f"{folder}: what was just written reads back differently; set ZOO_CACHE to another disk")
+    return _labelled(found, where, classes)
+
+
+def _labelled(found: Cached, where: str, classes: int) -> Cached:
+    """Return what was found, whose labels another run may have checked against more classes."""
+    for row in np.flatnonzero(found[1] >= classes)[:1]:
+        _refuse_label(where, int(row), int(found[1][row]), classes)
     return found
 
 

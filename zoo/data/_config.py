@@ -26,13 +26,18 @@ class DataConfig:
 
 
 def find_reader(config: DataConfig) -> Any:
-    """Return the module of the reader; RecipeError for an unknown one, DataError for arguments it does not take."""
+    """Return the module of the reader; RecipeError for an unknown one, DataError for arguments it does not take.
+
+    A reader that reads by another one has a ``check`` that takes the same arguments.
+    """
     reader = load("zoo.data", config.reader, "data.reader")
     try:
         inspect.signature(reader.read).bind("test", **config.args)
     except TypeError as error:
         known = ", ".join(list(inspect.signature(reader.read).parameters)[1:]) or "none"
         raise DataError(f"data.args: {error} (known: {known})") from None
+    if hasattr(reader, "check"):
+        reader.check("test", **config.args)
     return reader
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.data._config import DataConfig, Role, load_split
+from zoo.data._config import DataConfig, Role, find_reader, load_split
 from zoo.data._split import Split, fingerprint
 from zoo.errors import DataError
 
@@ -19,9 +19,7 @@ def read(role: Role, reader: str, count: int, args: dict[str, Any] | None = None
     Which images those are depends on the length of the training split alone. Raises DataError for a count that leaves
     one of the two parts empty, and what the other reader raises.
     """
-    if reader == "held_out":
-        raise DataError("data.args.reader: held_out takes the images of another reader, not of itself")
-    source = load_split(DataConfig(reader, reader, dict(args or {})), "train" if role == "test" else role)
+    source = load_split(check(role, reader, count, args), "train" if role == "test" else role)
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count < len(source):
         raise DataError(f"data.args.count: must be from 1 to {len(source) - 1}, got {count!r}")
     order = np.random.Generator(np.random.PCG64(_SHUFFLE)).permutation(len(source))
@@ -29,6 +27,16 @@ def read(role: Role, reader: str, count: int, args: dict[str, Any] | None = None
     images, labels = np.ascontiguousarray(source.images[rows]), source.labels[rows]
     images.setflags(write=False)
     part = "held out" if role == "test" else "without those held out"
-    subset = f"{len(rows)} of {len(source)} training images, {part}"
+    of = f", of {source.subset}" if source.subset else ""
+    subset = f"{len(rows)} of {len(source)} training images, {part}{of}"
     name = f"{source.name}-held-out" if role == "test" else source.name
     return Split(name, images, labels, fingerprint(images, labels), subset, source.classes)
+
+
+def check(role: Role, reader: str, count: int, args: dict[str, Any] | None = None) -> DataConfig:
+    """Return the configuration of the other reader; RecipeError or DataError for one that is not there or itself."""
+    if reader == "held_out":
+        raise DataError("data.args.reader: held_out takes the images of another reader, not of itself")
+    source = DataConfig(reader, reader, dict(args or {}))
+    find_reader(source)
+    return source

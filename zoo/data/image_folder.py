@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -86,47 +87,47 @@ def _classes(folder: Path) -> tuple[str, ...]:
     """Return the names of the class folders, NFC (macOS stores decomposed ones), sorted by code point."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; set data.args.root, train and test to your class folders")
-    names = [name for name, entry in _entries(folder) if entry.is_dir()]
+    names = [name for name, _ in _kept(folder, lambda entry: entry.is_dir())]
     if not names:
         raise DataError(f"{folder}: holds no class folders; sort the pictures into one folder per class")
-    if twins := [name for name, following in pairwise(names) if name == following]:
-        raise DataError(f"{folder}: two class folders are named {twins[0]!r}, one composed and one decomposed (NFC, "
-                        "NFD); rename or merge them")  # fmt: skip
     return tuple(names)
 
 
-def _entries(folder: Path) -> list[tuple[str, os.DirEntry[str]]]:
-    """Return what is not hidden in a folder, by its name (NFC) and in that order."""
+def _kept(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[tuple[str, Path]]:
+    """Return what is wanted and not hidden in a folder, by its name (NFC) and in that order."""
     try:
         with os.scandir(folder) as entries:
-            found = [(unicodedata.normalize("NFC", e.name), e) for e in entries if e.name[0] != "."]
+            found = sorted(
+                (unicodedata.normalize("NFC", e.name), Path(e.path)) for e in entries if e.name[0] != "." and wanted(e)
+            )
     except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror or error}); mend its permissions") from None
-    for name, _ in found:
-        if not _is_utf8(name):
-            raise DataError(f"{folder}: the name {os.fsencode(name)!r} is no UTF-8; rename it, for labels are text")
-    return sorted(found, key=lambda pair: pair[0])
+        raise DataError(f"{folder}: cannot be listed ({error.strerror or error}); mend its permissions and links"
+                        ) from None  # fmt: skip
+    for name, path in found:
+        # what a system cannot decode it gives as lone surrogates
+        if any("\ud800" <= c <= "\udfff" for c in name):
+            raise DataError(f"{folder}: the name {os.fsencode(path.name)!r} is no UTF-8; rename it, for the order and "
+                            "the labels are those of the names")  # fmt: skip
+    if twins := [name for (name, _), (following, _) in pairwise(found) if name == following]:
+        raise DataError(f"{folder}: two names are {twins[0]!r}, one composed and one decomposed (NFC, NFD); rename or "
+                        "remove one")  # fmt: skip
+    return found
 
 
-def _is_utf8(name: str) -> bool:
-    # what a system cannot decode it gives as lone surrogates
-    return not any("\ud800" <= c <= "\udfff" for c in name)
+def _is_picture(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(SUFFIXES) and entry.is_file()
 
 
 def _pictures(folder: Path, names: tuple[str, ...]) -> tuple[list[str], list[Path], list[int]]:
     keys: list[str] = []
     files: list[Path] = []
     labels: list[int] = []
-    found = {name: Path(entry.path) for name, entry in _entries(folder)}
+    places = dict(_kept(folder, lambda entry: entry.is_dir()))
     for label, name in enumerate(names):
-        here = [
-            (file, entry.path)
-            for file, entry in _entries(found[name])
-            if entry.name.lower().endswith(SUFFIXES) and entry.is_file()
-        ]
+        here = _kept(places[name], _is_picture)
         if not here:
-            raise DataError(f"{found[name]}: holds no pictures; remove the folder or fetch its pictures again")
+            raise DataError(f"{places[name]}: holds no pictures; remove the folder or fetch its pictures again")
         keys += [f"{name}/{file}" for file, _ in here]
-        files += [Path(path) for _, path in here]
+        files += [path for _, path in here]
         labels += [label] * len(here)
     return keys, files, labels

@@ -60,6 +60,8 @@ def parse(text: str) -> Address:
 
 def folder_of(url: str, where: str) -> Path:
     """Return the folder of a ``file://`` address; HubError, which names ``where``, for what is none."""
+    if not unquote(url).isprintable():
+        raise HubError(f"{where}: {url!r} has characters that no folder's name should have; rename the folder")
     try:
         parts = urlsplit(url)
     except ValueError as error:

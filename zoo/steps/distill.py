@@ -30,7 +30,7 @@ class Distill:
     the block outputs (mean over blocks; see the step reconstruct): few images say much more that way.
 
     The float network is the one that ``quantize`` was given: what ``replace_relu6``, ``equalize`` or ``absorb_bias``
-    changed before is changed there too.
+    changed before is changed there too, as are channels that ``equalize_activations`` rescales.
     """
 
     epochs: float | None = None

@@ -40,7 +40,9 @@ class Source:
             raise ValueError(f"path must lie below its folder, got {self.path!r}")
         if self.url and not self.url.startswith(("https://", "http://")):
             raise ValueError(f"url must begin with https://, got {self.url!r}")
-        if not urlsplit(self.url).hostname and self.url:
+        if not (self.url.isascii() and self.url.isprintable()):
+            raise ValueError(f"url must be printable ASCII, got {self.url!r}; write other characters as %XX")
+        if self.url and not urlsplit(self.url).hostname:
             raise ValueError(f"url names no host, got {self.url!r}")
         _check_sha256(self.sha256)
 

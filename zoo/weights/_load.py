@@ -100,13 +100,13 @@ def _verified(config: ModelConfig, data: bytes, where: str) -> dict[str, Tensor]
     return state
 
 
-def find_builder(config: ModelConfig) -> Any:
+def find_builder(config: ModelConfig, where: str = "model") -> Any:
     """Return the module of the builder; RecipeError for an unknown one, ModelError for arguments it does not take."""
-    builder = load("zoo.models", config.builder, "model.builder")
+    builder = load("zoo.models", config.builder, f"{where}.builder")
     try:
         inspect.signature(builder.build).bind(**config.args)
     except TypeError as error:
-        raise ModelError(f"{config.name}: model.args: {error}") from None
+        raise ModelError(f"{config.name}: {where}.args: {error}") from None
     return builder
 
 
