@@ -79,7 +79,7 @@ def _section(name: str, spec: Mapping[str, Any], rows: Mapping[str, Sequence[Rec
         swinging = f"{statistics.mean(shares):.2f} %" if shares else ""
         cells = [name_cell, what, f"{mean:.2f} ± {half:.2f}", gap, swinging, over_seeds([r.top1 for r in found])]
         lines.append(f"| {' | '.join(cells)} |")
-    return head + "\n".join(lines) + "\n"
+    return head + "\n".join(lines) + f"\n\n{spec['why']}\n"
 
 
 def _mean(records: Sequence[Record]) -> float:

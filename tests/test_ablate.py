@@ -17,6 +17,7 @@ FIELDS = {
 }
 SMALL = """recipe: resnet8_fashion_w8a8
 description: Small runs
+why: So be it.
 common: [images=600, test_limit=50]
 variants:
   minmax: {}

@@ -52,13 +52,15 @@ class Variant:
 class Ablation:
     """``recipes/ablation/NAME.yaml``: a recipe, the fields all variants share, and the variants, the base first.
 
-    ``takes`` are the variants whose difference the recipe has, ``oscillations`` those that are drawn layer by layer.
+    ``takes`` are the variants whose difference the recipe has, and ``why`` says why; ``oscillations`` are those that are
+    drawn layer by layer.
     """
 
     recipe: str
     description: str
     common: tuple[str, ...]
     variants: dict[str, Any]
+    why: str
     takes: tuple[str, ...] = ()
     oscillations: tuple[str, ...] = ()
 

@@ -15,6 +15,7 @@ from zoo.results import EvalData, write_record
 SVG = "{http://www.w3.org/2000/svg}"
 SPEC = """recipe: toy
 description: A toy
+why: So be it.
 common: []
 takes: [plain]
 variants:
@@ -46,6 +47,7 @@ def test_rows_are_the_variants_with_what_their_records_say(tmp_path: Path) -> No
     cells = "82.00 ± 3.77 | +2.00 |  | 82.00 ± 1.41 (2) |"
     assert rows[1] == f'| `tqt` | `quantizer: "tqt"`, `dampen: defaults` | {cells}'
     assert rows[2].startswith("| `bare` | `quant=w4a4`, without `reestimate_batchnorm` | not run yet")
+    assert page(tmp_path).endswith("\n\nSo be it.\n")
 
 
 def test_a_record_of_no_variant_is_named(tmp_path: Path) -> None:
