@@ -52,8 +52,8 @@ class Variant:
 class Ablation:
     """``recipes/ablation/NAME.yaml``: a recipe, the fields all variants share, and the variants, the base first.
 
-    ``takes`` are the variants whose difference the recipe has, and ``why`` says why; ``oscillations`` are those that are
-    drawn layer by layer.
+    ``takes`` are the variants whose difference the recipe has, and ``why`` says why; ``oscillations`` are those
+    that are drawn layer by layer.
     """
 
     recipe: str
