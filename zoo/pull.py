@@ -50,12 +50,12 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.output and len(set(places.values())) < len(places):
         raise RecipeError(f"pull: {' and '.join(names)} would be one folder below {chosen.output}; pull them one by "
                           "one into folders of their own")  # fmt: skip
-    for name in names:
-        print(_pull(name, chosen))
+    for name, place in places.items():
+        print(_pull(name, place, chosen))
     return 0
 
 
-def _pull(name: str, chosen: _Options) -> str:
+def _pull(name: str, place: str, chosen: _Options) -> str:
     from zoo import list_checkpoints, signing
     from zoo.artifact import files
     from zoo.hub import index
@@ -75,7 +75,7 @@ def _pull(name: str, chosen: _Options) -> str:
     else:
         raise RecipeError(f"{name!r}: no such checkpoint{suggest(name, {*known, *list_checkpoints()})}")
     if chosen.output:
-        folder = keep(folder, Path(chosen.output) / name.partition("@")[0].rpartition("/")[2], hashes)
+        folder = keep(folder, Path(chosen.output) / place, hashes)
     signed = f", signed by the key of {chosen.verify}" if chosen.verify else ""
     size = sum((folder / file).stat().st_size for file in hashes)
     return f"{name}: {text}, {len(hashes)} files, {size / 1000:,.1f} kB, every hash right{signed}\n{folder}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import pkgutil
 import re
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +32,16 @@ def load(package: str, name: str, where: str) -> Any:
         kind = package.rsplit(".", 1)[-1].rstrip("s").replace("_", " ")
         raise RecipeError(f"{where}: {kind} {name!r} is unknown{suggest(name, known)}")
     return importlib.import_module(f"{package}.{name}")
+
+
+def check_arguments(function: Callable[..., Any], where: str, /, *given: Any, **args: Any) -> None:
+    """Raise RecipeError, which names ``where``, unless ``function(*given, **args)`` is a call it takes."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*given, **args)
+    except TypeError as error:
+        known = ", ".join(list(signature.parameters)[len(given) :]) or "none"
+        raise RecipeError(f"{where}: {error} (known: {known})") from None
 
 
 def class_name(name: str) -> str:

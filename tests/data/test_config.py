@@ -51,9 +51,9 @@ def test_impossible_limits_are_refused(limit: int) -> None:
 def test_unknown_reader_and_arguments() -> None:
     with pytest.raises(RecipeError, match="did you mean 'cifar10'"):
         load_split(DataConfig("x", "cifar100"), "test")
-    with pytest.raises(DataError, match=r"data.args: .*'sizes'.*known: size, channels, classes, n, seed"):
+    with pytest.raises(RecipeError, match=r"data.args: .*'sizes'.*known: size, channels, classes, n, seed"):
         load_split(DataConfig("x", "fake", {"sizes": 3}), "test")
-    with pytest.raises(DataError, match=r"data.args: missing a required argument: 'root'"):
+    with pytest.raises(RecipeError, match=r"data.args: missing a required argument: 'root'"):
         load_split(DataConfig("x", "image_folder"), "test")
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from zoo.data import DataConfig, fashion_embedded, held_out, load_split
+from zoo.data import DataConfig, fashion_embedded, find_reader, held_out, load_split
 from zoo.data._split import fingerprint
 from zoo.errors import DataError, RecipeError
 
@@ -56,3 +56,11 @@ def test_another_reader_is_needed() -> None:
         held_out.read("test", "held_out", 5)
     with pytest.raises(RecipeError, match="unknown"):
         load_split(DataConfig("x", "held_out", {"reader": "fashion_embeded", "count": 5}), "test")
+    with pytest.raises(RecipeError, match=r"data\.args: .*'size_' \(known: size, "):
+        load_split(DataConfig("x", "held_out", {"reader": "fake", "count": 5, "args": {"size_": 8}}), "test")
+
+
+@pytest.mark.parametrize("args", [{"reader": 5}, {"reader": ["fake"]}, {"reader": "fake", "args": [1]}])
+def test_wrong_types_are_refused_before_reading(args: dict[str, object]) -> None:
+    with pytest.raises(DataError, match=r"data\.args: reader must be a name and args a mapping, got "):
+        find_reader(DataConfig("x", "held_out", {"count": 5, **args}))

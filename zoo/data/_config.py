@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from zoo.data._split import Split, fingerprint
 from zoo.errors import DataError
-from zoo.resolve import load
+from zoo.resolve import check_arguments, load
 
 Role = Literal["train", "calibration", "test"]
 
@@ -26,26 +25,22 @@ class DataConfig:
 
 
 def find_reader(config: DataConfig) -> Any:
-    """Return the module of the reader; RecipeError for an unknown one, DataError for arguments it does not take.
+    """Return the module of the reader; RecipeError for an unknown one, or arguments it does not take.
 
     A reader that reads by another one has a ``check`` that takes the same arguments.
     """
     reader = load("zoo.data", config.reader, "data.reader")
-    try:
-        inspect.signature(reader.read).bind("test", **config.args)
-    except TypeError as error:
-        known = ", ".join(list(inspect.signature(reader.read).parameters)[1:]) or "none"
-        raise DataError(f"data.args: {error} (known: {known})") from None
+    check_arguments(reader.read, "data.args", "test", **config.args)
     if hasattr(reader, "check"):
-        reader.check("test", **config.args)
+        reader.check(**config.args)
     return reader
 
 
 def load_split(config: DataConfig, role: Role, limit: int | None = None) -> Split:
     """Return a split, or the first ``limit`` images of a fixed shuffle of it.
 
-    Calibration images are training images, never test images. Raises DataError for an unknown argument, missing or
-    malformed data, and a limit below 1 or beyond the split.
+    Calibration images are training images, never test images. Raises RecipeError for an unknown reader or argument,
+    DataError for missing or malformed data, and a limit below 1 or beyond the split.
     """
     split: Split = find_reader(config).read(role, **config.args)
     if len(split) == 0:

@@ -19,7 +19,7 @@ def read(role: Role, reader: str, count: int, args: dict[str, Any] | None = None
     Which images those are depends on the length of the training split alone. Raises DataError for a count that leaves
     one of the two parts empty, and what the other reader raises.
     """
-    source = load_split(check(role, reader, count, args), "train" if role == "test" else role)
+    source = load_split(_source(reader, args), "train" if role == "test" else role)
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count < len(source):
         raise DataError(f"data.args.count: must be from 1 to {len(source) - 1}, got {count!r}")
     order = np.random.Generator(np.random.PCG64(_SHUFFLE)).permutation(len(source))
@@ -33,10 +33,14 @@ def read(role: Role, reader: str, count: int, args: dict[str, Any] | None = None
     return Split(name, images, labels, fingerprint(images, labels), subset, source.classes)
 
 
-def check(role: Role, reader: str, count: int, args: dict[str, Any] | None = None) -> DataConfig:
-    """Return the configuration of the other reader; RecipeError or DataError for one that is not there or itself."""
+def check(reader: str, args: dict[str, Any] | None = None, **_: Any) -> None:
+    """Raise RecipeError or DataError for another reader that is not there, or does not take ``args``, or this one."""
+    find_reader(_source(reader, args))
+
+
+def _source(reader: str, args: dict[str, Any] | None) -> DataConfig:
+    if not isinstance(reader, str) or not isinstance(args, dict | None):
+        raise DataError(f"data.args: reader must be a name and args a mapping, got {reader!r} and {args!r}")
     if reader == "held_out":
         raise DataError("data.args.reader: held_out takes the images of another reader, not of itself")
-    source = DataConfig(reader, reader, dict(args or {}))
-    find_reader(source)
-    return source
+    return DataConfig(reader, reader, dict(args or {}))

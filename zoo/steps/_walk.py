@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from zoo.errors import QuantError
+from zoo.errors import GraphError, QuantError
 from zoo.graph.fold import clone
 from zoo.quant.layers import QNode, QWeighted
 from zoo.quant.quantizer import Quantizer
@@ -28,6 +28,12 @@ class Visit:
         """Yield the float twin's outputs, before the activation, batch by batch."""
         for x in self.twin_inputs:
             yield self.twin.multiply(x, self.twin.weight)
+
+
+def require_float(net: fx.GraphModule, step: str) -> None:
+    """Raise GraphError for a graph that is quantized already."""
+    if any(isinstance(m, QNode) for m in net.modules()):
+        raise GraphError(f"{step}: the graph is already quantized; put {step} before quantize")
 
 
 def require_ranges(net: fx.GraphModule, step: str) -> None:

@@ -11,7 +11,7 @@ from zoo.context import Context
 from zoo.errors import GraphError
 from zoo.graph import ops
 from zoo.graph.fold import clone
-from zoo.quant.layers import QNode
+from zoo.steps._walk import require_float
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class Equalize:
 
 def require_folded(net: fx.GraphModule, step: str) -> None:
     """Raise GraphError for a graph that is quantized already, or holds a BatchNorm."""
-    if any(isinstance(m, QNode) for m in net.modules()):
-        raise GraphError(f"{step}: the graph is already quantized; put {step} before quantize")
+    require_float(net, step)
     if any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in net.modules()):
         raise GraphError(f"{step}: the graph holds batch normalisation; put fold_batchnorm before {step}")
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from zoo.context import Context
-from zoo.errors import GraphError
 from zoo.graph.fold import clone
-from zoo.quant.layers import QNode
+from zoo.steps._walk import require_float
 
 
 @dataclass(frozen=True)
@@ -18,8 +17,7 @@ class ReplaceRelu6:
 
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the graph with ReLU in place of ReLU6; GraphError after quantize."""
-        if any(isinstance(m, QNode) for m in net.modules()):
-            raise GraphError("replace_relu6: the graph is already quantized; put replace_relu6 before quantize")
+        require_float(net, "replace_relu6")
         net = clone(net)
         for name, module in list(net.named_modules()):
             if isinstance(module, nn.ReLU6):

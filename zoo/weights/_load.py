@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ModelError
-from zoo.resolve import load
+from zoo.resolve import check_arguments, load
 from zoo.weights import keras
 from zoo.weights._config import ModelConfig, Source
 from zoo.weights.sources import Unavailable, fetch, forget, keep, parse
@@ -101,12 +100,9 @@ def _verified(config: ModelConfig, data: bytes, where: str) -> dict[str, Tensor]
 
 
 def find_builder(config: ModelConfig, where: str = "model") -> Any:
-    """Return the module of the builder; RecipeError for an unknown one, ModelError for arguments it does not take."""
+    """Return the module of the builder; RecipeError for an unknown one, or arguments it does not take."""
     builder = load("zoo.models", config.builder, f"{where}.builder")
-    try:
-        inspect.signature(builder.build).bind(**config.args)
-    except TypeError as error:
-        raise ModelError(f"{config.name}: {where}.args: {error}") from None
+    check_arguments(builder.build, f"{where}.args", **config.args)
     return builder
 
 
