@@ -50,7 +50,8 @@ def load_weights(config: ModelConfig, *, offline: bool = False) -> tuple[dict[st
 def build_model(config: ModelConfig, state: Mapping[str, Tensor] | bool = True) -> nn.Module:
     """Return the network in eval mode with these weights, or with ``load_weights(config)``, or (False) random ones.
 
-    An empty mapping stands for random weights too. Loading is strict; ModelError names the first misfit.
+    An empty mapping stands for random weights too. Loading is strict; ModelError names the first misfit, RecipeError an
+    unknown builder or an argument that it does not take.
     """
     if isinstance(state, bool):
         state = load_weights(config)[0] if state else {}
