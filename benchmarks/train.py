@@ -24,6 +24,7 @@ from zoo.compose import compose
 from zoo.context import Context, Images
 from zoo.graph.trace import trace
 from zoo.memory import keep_freed
+from zoo.native.kernels import kernels
 from zoo.pipeline import cpu_name, versions
 from zoo.preprocess import Preprocess
 from zoo.quant.attach import attach
@@ -62,7 +63,7 @@ class Task:
         return Images(pixels, preprocess, rng.integers(0, 10, COUNT))
 
 
-def loop_of(task: Task, quantized: bool, bf16: bool, quantizer: str = "lsq") -> Loop:
+def loop_of(task: Task, quantized: bool, bf16: bool, quantizer: str = "lsq", native: bool = False) -> Loop:
     """Return a training of the step train, not yet started."""
     images = task.images()
     net: fx.GraphModule = trace(task.model(), images.at(slice(0, 1)))
@@ -72,7 +73,7 @@ def loop_of(task: Task, quantized: bool, bf16: bool, quantizer: str = "lsq") -> 
         for step in steps:
             net = make_step(step, "benchmark")(net, context)
     net = net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    learners = attach(net, quantizer, False) if quantized else []
+    learners = attach(net, quantizer, False, kernels() if native else None) if quantized else []
     parameters, groups = optimizers.groups(net, lr=1e-3, weight_decay=1e-4, lr_scale=1e-3)
     for p in parameters:
         p.requires_grad_(True)

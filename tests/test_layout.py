@@ -117,5 +117,5 @@ def test_wheel_holds_the_package_recipes_and_results(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     recipes = {f"zoo/_recipes/{p.relative_to(ROOT / 'recipes').as_posix()}" for p in (ROOT / "recipes").rglob("*.yaml")}
     records = {f"zoo/_results/{p.relative_to(ROOT / 'results').as_posix()}" for p in (ROOT / "results").rglob("*.json")}
-    assert {"zoo/__init__.py", "zoo/py.typed", "zoo/results.py"} | recipes | records <= names
+    assert {"zoo/__init__.py", "zoo/py.typed", "zoo/native/kernels.cpp"} | recipes | records <= names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"zoo"}

@@ -89,11 +89,12 @@ def test_integers_agree_with_the_trained_graph_in_eval_mode() -> None:
 
 
 @pytest.mark.parametrize("quantizer", ["lsq", "lsq_plus", "pact", "tqt"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_every_quantizer_learns(quantizer: str, optimizer: str) -> None:
+@pytest.mark.parametrize(("optimizer", "native"), [("sgd", False), ("adamw", False), ("sgd", True)])
+def test_every_quantizer_learns(quantizer: str, optimizer: str, native: bool) -> None:
     net, ctx = start(3, 4)
     rate = {"sgd": {"lr": 0.05}, "adamw": {"lr": 0.005}}[optimizer]
     settings = SHORT | {"epochs": 6, "quantizer": quantizer, "optimizer": optimizer, "augment": False} | rate
+    settings["native"] = native
     before = apply(net, ctx, *QUANTIZE)
     trained = apply(before, ctx, ("train", settings))
     log = ctx.log["train"]
@@ -101,6 +102,14 @@ def test_every_quantizer_learns(quantizer: str, optimizer: str) -> None:
     moved = [not torch.equal(a.out.scale, b.out.scale) for a, b in zip(layers(before), layers(trained), strict=True)]
     assert all(moved) and all(layer.out.learner is None for layer in layers(trained))
     apply(trained, ctx, ("integerize", {}))
+
+
+def alike(graph: fx.GraphModule, one: fx.GraphModule, other: fx.GraphModule) -> None:
+    """Check that two trainings of a graph, a step long, differ by no more than the order of their sums."""
+    for name, old in graph.state_dict().items():
+        step, same = (net.state_dict()[name].float() - old.float() for net in (one, other))
+        assert float((step - same).norm()) <= 0.001 * float(step.norm()) + 1e-6, name
+        assert not name.endswith("weight") or float(step.norm()) > 0, name
 
 
 @pytest.mark.parametrize("quantizer", ["lsq_plus", "pact"])
@@ -114,10 +123,17 @@ def test_a_compiled_training_is_the_same_training(quantizer: str, monkeypatch: p
     graph = apply(net, ctx, *QUANTIZE)
     settings = SHORT | {"epochs": 1, "batch": 64, "quantizer": quantizer}
     plain, compiled = (apply(graph, ctx, ("train", settings | {"compile": c})) for c in (False, True))
-    for name, old in graph.state_dict().items():
-        step, same = (net.state_dict()[name].float() - old.float() for net in (plain, compiled))
-        assert float((step - same).norm()) <= 0.001 * float(step.norm()) + 1e-6, name
-        assert not name.endswith("weight") or float(step.norm()) > 0, name
+    alike(graph, plain, compiled)
+
+
+@pytest.mark.parametrize("quantizer", ["lsq", "lsq_plus", "pact", "tqt"])
+def test_a_native_training_is_the_same_training(quantizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Learner, "normed", lambda *_: None)  # as above
+    net, ctx = start(4, 8)
+    graph = apply(net, ctx, *QUANTIZE)
+    settings = SHORT | {"epochs": 1, "batch": 64, "quantizer": quantizer}
+    plain, native = (apply(graph, ctx, ("train", settings | {"native": n})) for n in (False, True))
+    alike(graph, plain, native)
 
 
 @pytest.mark.parametrize("quantizer", ["lsq", "lsq_plus", "pact", "tqt"])
@@ -155,6 +171,8 @@ def test_settings_that_a_graph_has_no_use_for_are_refused() -> None:
     net, ctx = start()
     with pytest.raises(RecipeError, match="Q-graph"):
         apply(net, ctx, ("train", {"dampen": {}}))
+    with pytest.raises(RecipeError, match=r"native.*Q-graph"):
+        apply(net, ctx, ("train", {"native": True}))
     with pytest.raises(RecipeError, match="teacher"):
         apply(net, ctx, ("train", {"distill": 0.5}))
     with pytest.raises(QuantError, match="calibrate"):

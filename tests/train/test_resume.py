@@ -109,6 +109,7 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
         {"sparsify": {"kind": "magnitude", "until": 0.8}},
         {"standardize": True, "quantizer": "lsq_plus", "optimizer": "adamw", "lr": 0.001},
         {"quantizer": "pact", "oscillations": True},
+        {"native": True, "bf16": True},
     ],
     ids=lambda more: next(iter(more)),
 )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from torch import fx
 
+from zoo.native.kernels import Kernels
 from zoo.quant.layers import QInput, QNode, QWeighted
 from zoo.quant.quantizer import Quantizer, RangeLearner
 from zoo.resolve import class_name, load
 
 
-def attach(net: fx.GraphModule, name: str, relative: bool) -> list[RangeLearner]:
+def attach(net: fx.GraphModule, name: str, relative: bool, kernels: Kernels | None = None) -> list[RangeLearner]:
     """Give every quantizer of a calibrated Q-graph a learner of file ``name`` and return them.
+
+    ``kernels`` compute in place of PyTorch's operations, on a CPU.
 
     The image's own quantizer stays as calibrated: its range is known. So does a power-of-two scale, but under tqt.
     """
@@ -25,6 +28,7 @@ def attach(net: fx.GraphModule, name: str, relative: bool) -> list[RangeLearner]
         for quantizer, weight in pairs:
             if quantizer.fmt.scale == "float" or name == "tqt":
                 quantizer.learner = kind.make(quantizer, weight=weight, relative=relative)
+                quantizer.learner.kernels = kernels
                 learners.append(quantizer.learner)
     return learners
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import QuantError
+from zoo.native.kernels import Kernels
 from zoo.quant import ops
 from zoo.quant.spec import Format
 
@@ -21,6 +22,7 @@ class RangeLearner(nn.Module):
     """What a file of ``zoo/quant/learned`` offers: quantizes in a quantizer's place while its range is learned."""
 
     decay: float = 0.0  # weight decay of its parameters
+    kernels: Kernels | None = None  # what computes on a CPU in place of PyTorch's operations
 
     def forward(self, x: Tensor, quantizer: Quantizer, sign: Tensor | None = None) -> Tensor:
         """Return the fake-quantized tensor; ``sign`` [channels] multiplies the scale."""

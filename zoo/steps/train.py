@@ -14,6 +14,7 @@ from zoo import __version__, ranks
 from zoo.context import Context
 from zoo.errors import GraphError, RecipeError
 from zoo.graph.fold import clone, fold_batchnorm
+from zoo.native.kernels import kernels
 from zoo.quant.attach import attach, settle
 from zoo.quant.layers import QNode
 from zoo.resolve import names
@@ -55,7 +56,8 @@ class Train:
     ``holdout`` images of the training split are not trained on but measured each epoch: tune on them, never on test
     images. ``patience`` epochs at chance level refuse the run. ``bf16`` computes convolutions in bfloat16 under
     autocast. ``compile`` is for a GPU: it fuses quantizers with their neighbours. On a CPU it needs a C++ compiler and
-    loses to the operations written for it.
+    loses to the operations written for it. ``native`` computes a Q-graph's ranges by kernels in C++, compiled at the
+    start, on a CPU; their sums differ from PyTorch's in the last bits.
     """
 
     epochs: int = 60
@@ -83,6 +85,7 @@ class Train:
     patience: int = 5
     bf16: bool = True
     compile: bool = False
+    native: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings under which nothing is learned."""
@@ -97,6 +100,8 @@ class Train:
         known = names("zoo.quant.learned")
         if self.quantizer not in known:
             raise ValueError(f"quantizer {self.quantizer!r} is unknown (known: {', '.join(known)})")
+        if self.compile and self.native:
+            raise ValueError("compile and native exclude each other: the one is for a GPU, the other for a CPU")
         if self.freeze is not None and (self.standardize or self.sparsify is not None):
             raise ValueError("freeze holds integers of the weights themselves: leave out standardize and sparsify")
 
@@ -115,7 +120,8 @@ class Train:
         snapshots = self._snapshots(net, named, ctx)
         teacher = None if named is None else self._teacher(named, device)
         net = clone(net).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        learners = attach(net, self.quantizer, self.optimizer == "adamw") if quantized else []
+        native = kernels() if self.native and device.type == "cpu" else None
+        learners = attach(net, self.quantizer, self.optimizer == "adamw", native) if quantized else []
         if self.standardize:
             standardize.start(net)
         rate = self.lr * self.batch / 128
@@ -152,9 +158,9 @@ class Train:
             if stabilized and not low_bit(net):
                 raise RecipeError(f"train.{stabilized[0]}: no layer has weights of {LOW} or fewer bits, and others do "
                                   "not need it; leave it out")  # fmt: skip
-        elif self.dampen or self.freeze or self.standardize or self.sparsify or self.oscillations:
-            raise RecipeError("train: dampen, freeze, standardize, sparsify and oscillations need a Q-graph; put the "
-                              "steps quantize and calibrate before it")  # fmt: skip
+        elif self.dampen or self.freeze or self.standardize or self.sparsify or self.oscillations or self.native:
+            raise RecipeError("train: dampen, freeze, standardize, sparsify, oscillations and native need a Q-graph; "
+                              "put the steps quantize and calibrate before it")  # fmt: skip
         if self.distill and ctx.teacher is None and not quantized:
             raise RecipeError("train.distill: a float network needs a teacher; name a model as the recipe's teacher")
         if self.compile and device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from zoo.quant.learned._native import NativeNormed
 from zoo.quant.learned._normed import NormedRange, fits
 from zoo.quant.learned._range import learned_range
 from zoo.quant.quantizer import Quantizer, RangeLearner, signed_scale
@@ -53,7 +54,7 @@ class Learner(RangeLearner):
         scale, axis = signed_scale(self.scale(), sign, quantizer.axis)
         zero = self.zero_point(quantizer)
         return learned_range(
-            x, scale, zero, quantizer.qmin, quantizer.qmax, axis, self.gain(x, quantizer), self.rounding
+            x, scale, zero, quantizer.qmin, quantizer.qmax, axis, self.gain(x, quantizer), self.rounding, self.kernels
         )
 
     def normed(self, u: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d, quantizer: Quantizer) -> Tensor | None:
@@ -62,10 +63,12 @@ class Learner(RangeLearner):
             return None
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
-        y: Tensor = NormedRange.apply(
+        parts = (
             u, norm.weight, norm.bias, (norm.running_mean, norm.running_var), norm.momentum, norm.eps, self.scale(),
             self.zero_point(quantizer), quantizer.qmin, quantizer.qmax, self.gain(u, quantizer), self.rounding,
         )  # fmt: skip
+        native = self.kernels is not None and self.kernels.suit(u)
+        y: Tensor = NativeNormed.apply(self.kernels, *parts) if native else NormedRange.apply(*parts)
         return y
 
     @torch.no_grad()

@@ -7,20 +7,26 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from zoo.native.kernels import Kernels
 from zoo.quant import ops
 from zoo.quant.learned._formula import formula
+from zoo.quant.learned._native import NativeRange, suits
 
 _SHORT = 64  # elements of a row below which a matrix product costs more than a temporary
 
 
 def learned_range(
-    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None, gain: float, rounding: bool
-) -> Tensor:
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None, gain: float, rounding: bool,
+    kernels: Kernels | None = None,
+) -> Tensor:  # fmt: skip
     """Return ``LearnedRange`` of the tensor, in the form that suits: without a gradient, for a CPU, for all else."""
     if not torch.is_grad_enabled():
         return ops.fake_quantize(x, scale, zero_point, qmin, qmax, axis)
     if not ops.readable(x):
         return formula(x, scale, zero_point, qmin, qmax, axis, gain, rounding)
+    if kernels is not None and suits(x, scale, zero_point, axis):
+        y: Tensor = NativeRange.apply(kernels, x, scale, zero_point, qmin, qmax, gain, rounding)
+        return y
     return LearnedRange.apply(x, scale, zero_point, qmin, qmax, axis, gain, rounding)  # type: ignore[no-any-return]
 
 

@@ -50,7 +50,8 @@ class Sawb(RangeLearner):
     def forward(self, x: Tensor, quantizer: Quantizer, sign: Tensor | None = None) -> Tensor:
         """Return the fake-quantized weight; gradients pass inside the range."""
         scale, axis = signed_scale(self._measure(x, quantizer), sign, quantizer.axis)
-        return learned_range(x, scale, quantizer.zero_point, quantizer.qmin, quantizer.qmax, axis, 1.0, True)
+        zero, ends = quantizer.zero_point, (quantizer.qmin, quantizer.qmax)
+        return learned_range(x, scale, zero, *ends, axis, 1.0, True, self.kernels)
 
     def settle(self, quantizer: Quantizer) -> None:
         """Write the last scale into the quantizer."""

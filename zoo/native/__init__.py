@@ -1,0 +1,1 @@
+"""Learned fake quantization in C++, compiled where it runs."""

@@ -1,0 +1,100 @@
+"""The functions of ``kernels.cpp`` on tensors."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.native.library import compile_kernels
+
+_POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+_SIGNATURES: dict[str, list[Any]] = {
+    "normed_forward": [*[_POINTER] * 2, *[_LONG] * 2, *[_POINTER] * 4, *[_FLOAT] * 5, *[_POINTER] * 2, _INT],
+    "normed_backward": [*[_POINTER] * 3, *[_LONG] * 2, *[_POINTER] * 4, *[_FLOAT] * 3, _INT, *[_POINTER] * 3, _INT],
+    "range_forward": [*[_POINTER] * 2, *[_LONG] * 2, _POINTER, *[_FLOAT] * 2, _INT],
+    "range_backward": [*[_POINTER] * 3, *[_LONG] * 2, _POINTER, *[_FLOAT] * 2, _INT, _POINTER, _INT],
+}
+_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+class Kernels:
+    """Fake quantization ``y = code * step``, ``code = clamp(round(x / step), low, high)``, and its gradients.
+
+    Codes are centred: ``low`` and ``high`` are the smallest and the largest less the zero point. ``inside`` is where
+    ``x / step`` lies between them, ends excluded. Sums do not depend on the number of threads, which is PyTorch's.
+    Tensors are on the CPU and without gaps; those in float32 or bfloat16 share one type.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        """Take a compiled ``kernels.cpp``."""
+        self.library = library
+
+    @staticmethod
+    def suit(x: Tensor) -> bool:
+        """Tell whether a tensor's values can be read here."""
+        return x.device.type == "cpu" and x.dtype in _TYPES and x.numel() > 0 and not torch.compiler.is_compiling()
+
+    def range_forward(self, x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
+        """Return y for a ``scale`` [1], or [rows] of the first axis."""
+        y = torch.empty_like(x)
+        rows = scale.numel()
+        self._call("range_forward", x, x, y, rows, x.numel() // rows, scale, low, high)
+        return y
+
+    def range_backward(
+        self, x: Tensor, grad: Tensor, scale: Tensor, low: float, high: float, rounding: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``p = [inside] grad``, ``sum grad (code - [inside] x / step)`` [rows], ``sum grad - p`` [rows].
+
+        Without ``rounding``, ``code`` takes the place of ``x / step`` inside.
+        """
+        passed = torch.empty_like(x)
+        rows = scale.numel()
+        sums = torch.empty(rows, 2)
+        self._call("range_backward", x, x, grad, passed, rows, x.numel() // rows, scale, low, high, int(rounding), sums)
+        return passed, sums[:, 0], sums[:, 1]
+
+    def normed_forward(
+        self, u: Tensor, gamma: Tensor, beta: Tensor, running: tuple[Tensor, Tensor], momentum: float, eps: float,
+        step: float, low: float, high: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Return y of ``x = BatchNorm(u)``, and the batch's mean and inverse deviation [channels].
+
+        ``u`` is ``[N, C]``, or channels_last ``[N, C, H, W]``. The ``running`` mean and variance are updated.
+        """
+        y = torch.empty_like(u)
+        mean, deviation = torch.empty(2, len(gamma)).unbind()
+        self._call(
+            "normed_forward", u, u, y, u.numel() // len(gamma), len(gamma), gamma, beta, *running, momentum, eps,
+            step, low, high, mean, deviation,
+        )  # fmt: skip
+        return y, mean, deviation
+
+    def normed_backward(
+        self, u: Tensor, grad: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, deviation: Tensor, step: float,
+        low: float, high: float, rounding: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        """Return the gradients of u, gamma and beta, and the two sums of ``range_backward`` over all of x."""
+        grad_u = torch.empty_like(u)
+        grad_gamma, grad_beta = torch.empty(2, len(gamma)).unbind()
+        sums = torch.empty(2)
+        self._call(
+            "normed_backward", u, u, grad, grad_u, u.numel() // len(gamma), len(gamma), gamma, beta, mean, deviation,
+            step, low, high, int(rounding), grad_gamma, grad_beta, sums,
+        )  # fmt: skip
+        return grad_u, grad_gamma, grad_beta, sums[0], sums[1]
+
+    def _call(self, name: str, typed: Tensor, *arguments: Any) -> None:
+        function = getattr(self.library, f"{name}_{_TYPES[typed.dtype]}")
+        function.argtypes, function.restype = _SIGNATURES[name], None
+        function(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments), torch.get_num_threads())
+
+
+@lru_cache(maxsize=1)
+def kernels() -> Kernels:
+    """Return the compiled kernels, the same in all of a process; raises RecipeError as ``compile_kernels``."""
+    return Kernels(compile_kernels())
