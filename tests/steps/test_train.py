@@ -136,6 +136,15 @@ def test_a_native_training_is_the_same_training(quantizer: str, monkeypatch: pyt
     alike(graph, plain, native)
 
 
+def test_a_native_training_of_a_float_network_is_the_same_training() -> None:
+    net, ctx = start()
+    settings = SHORT | {"epochs": 1, "batch": 64}
+    plain, native = (apply(net, ctx, ("train", settings | {"native": n})) for n in (False, True))
+    alike(net, plain, native)
+    assert any(not torch.equal(a, b) for a, b in zip(plain.parameters(), native.parameters(), strict=True))
+    assert [type(m) for m in native.children()] == [type(m) for m in plain.children()]
+
+
 @pytest.mark.parametrize("quantizer", ["lsq", "lsq_plus", "pact", "tqt"])
 def test_a_step_on_a_gpu_waits_for_no_value(quantizer: str) -> None:
     net, ctx = start(4, 4)
@@ -171,8 +180,6 @@ def test_settings_that_a_graph_has_no_use_for_are_refused() -> None:
     net, ctx = start()
     with pytest.raises(RecipeError, match="Q-graph"):
         apply(net, ctx, ("train", {"dampen": {}}))
-    with pytest.raises(RecipeError, match=r"native.*Q-graph"):
-        apply(net, ctx, ("train", {"native": True}))
     with pytest.raises(RecipeError, match="teacher"):
         apply(net, ctx, ("train", {"distill": 0.5}))
     with pytest.raises(QuantError, match="calibrate"):

@@ -1,4 +1,5 @@
-// Learned fake quantization in one pass over memory each way, with and without the BatchNorm before it.
+// Learned fake quantization in one pass over memory each way, with and without the BatchNorm before it, and that
+// BatchNorm with an activation that is a clamp.
 //
 // Sums are made in an order that depends on neither the number of threads nor the width of a vector: float32 within
 // blocks of a fixed size, float64 over the blocks. Compiled without contraction or reassociation, so that every
@@ -39,6 +40,40 @@ inline void store(bfloat* p, float value) {
 inline float clamped(float value, float low, float high) {
     value = value < low ? low : value;
     return value > high ? high : value;
+}
+
+// what the gradient of the scale is made of: rounding and clipping, clipping alone, nothing (and nothing is rounded)
+enum class Mode { kRounding, kClipping, kFloat };
+
+template <Mode mode>
+inline float code_of(float real, float low, float high) {
+    const float value = clamped(real, low, high);
+    return mode == Mode::kFloat ? value : std::rint(value);
+}
+
+// one element's share of the gradients: p is g inside the range, slope g (code - [inside] real), outside g - p
+struct Share {
+    float p, slope, outside;
+};
+
+template <Mode mode>
+inline Share share(float real, float g, float low, float high) {
+    const bool inside = (real > low) & (real < high);
+    const float p = inside ? g : 0.0f;
+    if (mode == Mode::kFloat) return {p, 0.0f, 0.0f};
+    const float code = code_of<mode>(real, low, high);
+    return {p, g * (code - (inside ? (mode == Mode::kRounding ? real : code) : 0.0f)), g - p};
+}
+
+// calls with the mode as a constant
+template <class F>
+void dispatch(int mode, F call) {
+    if (mode == 0)
+        call(std::integral_constant<Mode, Mode::kRounding>{});
+    else if (mode == 1)
+        call(std::integral_constant<Mode, Mode::kClipping>{});
+    else
+        call(std::integral_constant<Mode, Mode::kFloat>{});
 }
 
 constexpr int64_t kChunk = 1 << 16;  // elements that one thread takes at a time
@@ -131,7 +166,7 @@ void moments(const T* x, const Matrix& m, const float* origin, int64_t first, in
 template <class T>
 void normed_forward(const T* u, T* y, int64_t rows, int64_t channels, const float* gamma, const float* beta,
                     float* running_mean, float* running_variance, float momentum, float eps, float step, float low,
-                    float high, float* mean, float* deviation, int threads) {
+                    float high, int mode, float* mean, float* deviation, int threads) {
     const Matrix m(rows, channels);
     // distances to the first row: the mean of a channel may be far larger than its spread
     std::vector<float> origin(channels);
@@ -156,34 +191,22 @@ void normed_forward(const T* u, T* y, int64_t rows, int64_t channels, const floa
     const Affine affine(m, gamma, beta, mean, deviation, step);
     const float* __restrict a = affine.a.data();
     const float* __restrict b = affine.b.data();
+    dispatch(mode, [&](auto constant) {
+        constexpr Mode kMode = decltype(constant)::value;
 #pragma omp parallel for num_threads(threads)
-    for (int64_t i = 0; i < m.chunks(); ++i)
-        for (int64_t r = i * m.chunk; r < m.end(i); ++r) {
-            const T* __restrict source = u + r * m.width;
-            T* __restrict target = y + r * m.width;
+        for (int64_t i = 0; i < m.chunks(); ++i)
+            for (int64_t r = i * m.chunk; r < m.end(i); ++r) {
+                const T* __restrict source = u + r * m.width;
+                T* __restrict target = y + r * m.width;
 #pragma omp simd
-            for (int64_t j = 0; j < m.width; ++j) {
-                const float real = load(source + j) * a[j] + b[j];
-                store(target + j, std::rint(clamped(real, low, high)) * step);
+                for (int64_t j = 0; j < m.width; ++j)
+                    store(target + j, code_of<kMode>(load(source + j) * a[j] + b[j], low, high) * step);
             }
-        }
-}
-
-// one element's share of the gradients: p is g inside the range, slope g (code - [inside] real), outside g - p
-struct Share {
-    float p, slope, outside;
-};
-
-template <bool Rounding>
-inline Share share(float real, float g, float low, float high) {
-    const float code = std::rint(clamped(real, low, high));
-    const bool inside = (real > low) & (real < high);
-    const float p = inside ? g : 0.0f;
-    return {p, g * (code - (inside ? (Rounding ? real : code) : 0.0f)), g - p};
+    });
 }
 
 // sums of each column over the rows: p, p (u - mean), slope, outside
-template <class T, bool Rounding>
+template <class T, Mode mode>
 void slopes(const T* u, const T* g, const Matrix& m, const Affine& affine, float low, float high, int64_t first,
             int64_t last, double* sums) {
     const int64_t width = m.width;
@@ -204,7 +227,7 @@ void slopes(const T* u, const T* g, const Matrix& m, const Affine& affine, float
 #pragma omp simd
             for (int64_t j = 0; j < width; ++j) {
                 const float x = load(source + j);
-                const Share one = share<Rounding>(x * a[j] + b[j], load(gradient + j), low, high);
+                const Share one = share<mode>(x * a[j] + b[j], load(gradient + j), low, high);
                 passed[j] += one.p;
                 product[j] += one.p * (x - mean[j]);
                 slope[j] += one.slope;
@@ -218,17 +241,16 @@ void slopes(const T* u, const T* g, const Matrix& m, const Affine& affine, float
 template <class T>
 void normed_backward(const T* u, const T* g, T* du, int64_t rows, int64_t channels, const float* gamma,
                      const float* beta, const float* mean, const float* deviation, float step, float low, float high,
-                     int rounding, float* dgamma, float* dbeta, float* range, int threads) {
+                     int mode, float* dgamma, float* dbeta, float* range, int threads) {
     const Matrix m(rows, channels);
     const Affine affine(m, gamma, beta, mean, deviation, step);
     std::vector<double> partial(m.chunks() * 4 * m.width, 0.0);
 #pragma omp parallel for num_threads(threads)
     for (int64_t i = 0; i < m.chunks(); ++i) {
         double* sums = partial.data() + i * 4 * m.width;
-        if (rounding)
-            slopes<T, true>(u, g, m, affine, low, high, i * m.chunk, m.end(i), sums);
-        else
-            slopes<T, false>(u, g, m, affine, low, high, i * m.chunk, m.end(i), sums);
+        dispatch(mode, [&](auto constant) {
+            slopes<T, decltype(constant)::value>(u, g, m, affine, low, high, i * m.chunk, m.end(i), sums);
+        });
     }
     const std::vector<double> sums = folded(partial, m, 4);
     std::vector<float> factor(channels), slant(channels), shift(channels);
@@ -300,7 +322,7 @@ void range_forward(const T* x, T* y, int64_t rows, int64_t width, const float* s
     }
 }
 
-template <class T, bool Rounding>
+template <class T, Mode mode>
 void range_block(const T* __restrict x, const T* __restrict g, T* __restrict dx, int64_t size, float inverse, float low,
                  float high, double* sums) {
     float slope[kLanes] = {}, outside[kLanes] = {};
@@ -308,7 +330,7 @@ void range_block(const T* __restrict x, const T* __restrict g, T* __restrict dx,
         const int64_t lanes = size - start < kLanes ? size - start : kLanes;
 #pragma omp simd
         for (int64_t l = 0; l < lanes; ++l) {
-            const Share one = share<Rounding>(load(x + start + l) * inverse, load(g + start + l), low, high);
+            const Share one = share<mode>(load(x + start + l) * inverse, load(g + start + l), low, high);
             store(dx + start + l, one.p);
             slope[l] += one.slope;
             outside[l] += one.outside;
@@ -323,17 +345,17 @@ void range_block(const T* __restrict x, const T* __restrict g, T* __restrict dx,
 
 template <class T>
 void range_backward(const T* x, const T* g, T* dx, int64_t rows, int64_t width, const float* scale, float low,
-                    float high, int rounding, float* range, int threads) {
+                    float high, int mode, float* range, int threads) {
     const Blocks blocks(rows, width);
     std::vector<double> partial(2 * blocks.count);
 #pragma omp parallel for num_threads(threads)
     for (int64_t i = 0; i < blocks.count; ++i) {
         const float inverse = 1.0f / scale[blocks.row(i)];
         const int64_t at = blocks.first(i), size = blocks.size(i);
-        if (rounding)
-            range_block<T, true>(x + at, g + at, dx + at, size, inverse, low, high, partial.data() + 2 * i);
-        else
-            range_block<T, false>(x + at, g + at, dx + at, size, inverse, low, high, partial.data() + 2 * i);
+        dispatch(mode, [&](auto constant) {
+            range_block<T, decltype(constant)::value>(x + at, g + at, dx + at, size, inverse, low, high,
+                                                      partial.data() + 2 * i);
+        });
     }
     std::vector<double> sums(2 * rows, 0.0);
     for (int64_t i = 0; i < blocks.count; ++i)
@@ -353,15 +375,15 @@ void range_backward(const T* x, const T* g, T* dx, int64_t rows, int64_t width, 
     EXPORT void normed_forward_##name(                                                                               \
         const T* u, T* y, int64_t rows, int64_t channels, const float* gamma, const float* beta,                     \
         float* running_mean, float* running_variance, float momentum, float eps, float step, float low, float high,  \
-        float* mean, float* deviation, int threads) {                                                                \
+        int mode, float* mean, float* deviation, int threads) {                                                      \
         normed_forward(u, y, rows, channels, gamma, beta, running_mean, running_variance, momentum, eps, step, low,  \
-                       high, mean, deviation, threads);                                                              \
+                       high, mode, mean, deviation, threads);                                                        \
     }                                                                                                                \
     EXPORT void normed_backward_##name(                                                                              \
         const T* u, const T* g, T* du, int64_t rows, int64_t channels, const float* gamma, const float* beta,        \
-        const float* mean, const float* deviation, float step, float low, float high, int rounding, float* dgamma,   \
+        const float* mean, const float* deviation, float step, float low, float high, int mode, float* dgamma,       \
         float* dbeta, float* range, int threads) {                                                                   \
-        normed_backward(u, g, du, rows, channels, gamma, beta, mean, deviation, step, low, high, rounding, dgamma,   \
+        normed_backward(u, g, du, rows, channels, gamma, beta, mean, deviation, step, low, high, mode, dgamma,       \
                         dbeta, range, threads);                                                                      \
     }                                                                                                                \
     EXPORT void range_forward_##name(const T* x, T* y, int64_t rows, int64_t width, const float* scale, float low,   \
@@ -369,9 +391,9 @@ void range_backward(const T* x, const T* g, T* dx, int64_t rows, int64_t width, 
         range_forward(x, y, rows, width, scale, low, high, threads);                                                 \
     }                                                                                                                \
     EXPORT void range_backward_##name(const T* x, const T* g, T* dx, int64_t rows, int64_t width,                    \
-                                      const float* scale, float low, float high, int rounding, float* range,         \
+                                      const float* scale, float low, float high, int mode, float* range,             \
                                       int threads) {                                                                 \
-        range_backward(x, g, dx, rows, width, scale, low, high, rounding, range, threads);                           \
+        range_backward(x, g, dx, rows, width, scale, low, high, mode, range, threads);                               \
     }
 
 EXPORT_FOR(float32, float)

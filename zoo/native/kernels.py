@@ -13,11 +13,13 @@ from zoo.native.library import compile_kernels
 
 _POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 _SIGNATURES: dict[str, list[Any]] = {
-    "normed_forward": [*[_POINTER] * 2, *[_LONG] * 2, *[_POINTER] * 4, *[_FLOAT] * 5, *[_POINTER] * 2, _INT],
+    "normed_forward": [*[_POINTER] * 2, *[_LONG] * 2, *[_POINTER] * 4, *[_FLOAT] * 5, _INT, *[_POINTER] * 2, _INT],
     "normed_backward": [*[_POINTER] * 3, *[_LONG] * 2, *[_POINTER] * 4, *[_FLOAT] * 3, _INT, *[_POINTER] * 3, _INT],
     "range_forward": [*[_POINTER] * 2, *[_LONG] * 2, _POINTER, *[_FLOAT] * 2, _INT],
     "range_backward": [*[_POINTER] * 3, *[_LONG] * 2, _POINTER, *[_FLOAT] * 2, _INT, _POINTER, _INT],
 }
+# what the gradient of the scale is made of: rounding and clipping, clipping alone, nothing (and nothing is rounded)
+ROUNDING, CLIPPING, FLOAT = range(3)
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -46,37 +48,38 @@ class Kernels:
         return y
 
     def range_backward(
-        self, x: Tensor, grad: Tensor, scale: Tensor, low: float, high: float, rounding: bool
+        self, x: Tensor, grad: Tensor, scale: Tensor, low: float, high: float, mode: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``p = [inside] grad``, ``sum grad (code - [inside] x / step)`` [rows], ``sum grad - p`` [rows].
 
-        Without ``rounding``, ``code`` takes the place of ``x / step`` inside.
+        With CLIPPING, ``code`` takes the place of ``x / step`` inside.
         """
         passed = torch.empty_like(x)
         rows = scale.numel()
         sums = torch.empty(rows, 2)
-        self._call("range_backward", x, x, grad, passed, rows, x.numel() // rows, scale, low, high, int(rounding), sums)
+        self._call("range_backward", x, x, grad, passed, rows, x.numel() // rows, scale, low, high, mode, sums)
         return passed, sums[:, 0], sums[:, 1]
 
     def normed_forward(
         self, u: Tensor, gamma: Tensor, beta: Tensor, running: tuple[Tensor, Tensor], momentum: float, eps: float,
-        step: float, low: float, high: float,
+        step: float, low: float, high: float, mode: int,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Return y of ``x = BatchNorm(u)``, and the batch's mean and inverse deviation [channels].
 
-        ``u`` is ``[N, C]``, or channels_last ``[N, C, H, W]``. The ``running`` mean and variance are updated.
+        ``u`` is ``[N, C]``, or channels_last ``[N, C, H, W]``. The ``running`` mean and variance are updated. With
+        FLOAT, ``x / step`` is clamped and not rounded, and the sums of the backward pass are zero.
         """
         y = torch.empty_like(u)
         mean, deviation = torch.empty(2, len(gamma)).unbind()
         self._call(
             "normed_forward", u, u, y, u.numel() // len(gamma), len(gamma), gamma, beta, *running, momentum, eps,
-            step, low, high, mean, deviation,
+            step, low, high, mode, mean, deviation,
         )  # fmt: skip
         return y, mean, deviation
 
     def normed_backward(
         self, u: Tensor, grad: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, deviation: Tensor, step: float,
-        low: float, high: float, rounding: bool,
+        low: float, high: float, mode: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """Return the gradients of u, gamma and beta, and the two sums of ``range_backward`` over all of x."""
         grad_u = torch.empty_like(u)
@@ -84,7 +87,7 @@ class Kernels:
         sums = torch.empty(2)
         self._call(
             "normed_backward", u, u, grad, grad_u, u.numel() // len(gamma), len(gamma), gamma, beta, mean, deviation,
-            step, low, high, int(rounding), grad_gamma, grad_beta, sums,
+            step, low, high, mode, grad_gamma, grad_beta, sums,
         )  # fmt: skip
         return grad_u, grad_gamma, grad_beta, sums[0], sums[1]
 

@@ -78,6 +78,11 @@ def channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
+def laid_like(grad: Tensor, x: Tensor) -> Tensor:
+    """Return a gradient of a dense tensor in the memory order of that tensor."""
+    return grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
+
+
 def flat(x: Tensor) -> Tensor:
     """Return a dense tensor as one row, in memory order."""
     return (x.permute(0, 2, 3, 1) if channels_last(x) else x).reshape(-1)
@@ -125,9 +130,7 @@ class LearnedScale(torch.autograd.Function):
             grad_s = (grad * code - grad_x * real).sum(dims)
             return grad_x, grad_s * gain, None, None, None, None, None
         inverse, _, low, high = _scalars(scale, zero_point, qmin, qmax)
-        # empty_like keeps the memory order of x, which grad then has to share
-        grad_x = torch.empty_like(x)
-        grad = torch.empty_like(x).copy_(grad) if grad.stride() != x.stride() else grad
+        grad_x, grad = torch.empty_like(x), laid_like(grad, x)
         learn = ctx.needs_input_grad[1]
         sums = []
         for source, g, out, real in _chunks(x, grad, grad_x):

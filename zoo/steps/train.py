@@ -26,6 +26,7 @@ from zoo.train.dampen import Dampen
 from zoo.train.data import Data
 from zoo.train.ema import Average
 from zoo.train.freeze import Freeze, Frozen
+from zoo.train.fuse import fuse, restore
 from zoo.train.layers import LOW, low_bit
 from zoo.train.log import Log, tensorboard
 from zoo.train.loop import Loop
@@ -56,8 +57,8 @@ class Train:
     ``holdout`` images of the training split are not trained on but measured each epoch: tune on them, never on test
     images. ``patience`` epochs at chance level refuse the run. ``bf16`` computes convolutions in bfloat16 under
     autocast. ``compile`` is for a GPU: it fuses quantizers with their neighbours. On a CPU it needs a C++ compiler and
-    loses to the operations written for it. ``native`` computes a Q-graph's ranges by kernels in C++, compiled at the
-    start, on a CPU; their sums differ from PyTorch's in the last bits.
+    loses to the operations written for it. ``native`` computes ranges, and BatchNorm with what clamps it, by kernels in
+    C++, compiled at the start, on a CPU; their sums differ from PyTorch's in the last bits.
     """
 
     epochs: int = 60
@@ -122,6 +123,8 @@ class Train:
         net = clone(net).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         native = kernels() if self.native and device.type == "cpu" else None
         learners = attach(net, self.quantizer, self.optimizer == "adamw", native) if quantized else []
+        # several processes share their statistics, which the fused BatchNorm does not
+        fused = fuse(net, native) if native and not quantized and ranks.count() == 1 else {}
         if self.standardize:
             standardize.start(net)
         rate = self.lr * self.batch / 128
@@ -147,6 +150,7 @@ class Train:
         ranks.single(net)
         if loop.average is not None:
             loop.average.write(net)
+        restore(net, fused)
         self._finish(net, loop, ctx)
         return net.to("cpu").eval()
 
@@ -158,9 +162,9 @@ class Train:
             if stabilized and not low_bit(net):
                 raise RecipeError(f"train.{stabilized[0]}: no layer has weights of {LOW} or fewer bits, and others do "
                                   "not need it; leave it out")  # fmt: skip
-        elif self.dampen or self.freeze or self.standardize or self.sparsify or self.oscillations or self.native:
-            raise RecipeError("train: dampen, freeze, standardize, sparsify, oscillations and native need a Q-graph; "
-                              "put the steps quantize and calibrate before it")  # fmt: skip
+        elif self.dampen or self.freeze or self.standardize or self.sparsify or self.oscillations:
+            raise RecipeError("train: dampen, freeze, standardize, sparsify and oscillations need a Q-graph; put the "
+                              "steps quantize and calibrate before it")  # fmt: skip
         if self.distill and ctx.teacher is None and not quantized:
             raise RecipeError("train.distill: a float network needs a teacher; name a model as the recipe's teacher")
         if self.compile and device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):

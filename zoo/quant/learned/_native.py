@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.native.kernels import Kernels
+from zoo.native.kernels import CLIPPING, ROUNDING, Kernels
 from zoo.quant import ops
 
 
@@ -20,9 +20,8 @@ def _ends(zero_point: Tensor, qmin: int, qmax: int) -> tuple[float, float]:
     return qmin - zero, qmax - zero
 
 
-def _like(grad: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient in the memory order of x."""
-    return grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
+def _mode(rounding: bool) -> int:
+    return ROUNDING if rounding else CLIPPING
 
 
 class NativeRange(torch.autograd.Function):
@@ -43,7 +42,7 @@ class NativeRange(torch.autograd.Function):
         x, scale, zero_point = ctx.saved_tensors
         kernels, qmin, qmax, gain, rounding = ctx.rest
         passed, slope, outside = kernels.range_backward(
-            x, _like(grad, x), scale, *_ends(zero_point, qmin, qmax), rounding
+            x, ops.laid_like(grad, x), scale, *_ends(zero_point, qmin, qmax), _mode(rounding)
         )
         moved = (-outside * gain * scale).reshape(zero_point.shape) if ctx.needs_input_grad[3] else None
         return None, passed, slope.reshape(scale.shape) * gain, moved, None, None, None, None
@@ -59,7 +58,7 @@ class NativeNormed(torch.autograd.Function):
         qmax: int, gain: float, rounding: bool,
     ) -> Tensor:  # fmt: skip
         y, mean, deviation = kernels.normed_forward(
-            u, gamma, beta, running, momentum, eps, float(scale), *_ends(zero_point, qmin, qmax)
+            u, gamma, beta, running, momentum, eps, float(scale), *_ends(zero_point, qmin, qmax), _mode(rounding)
         )
         ctx.save_for_backward(u, gamma, beta, mean, deviation, scale, zero_point)
         ctx.rest = (kernels, qmin, qmax, gain, rounding)  # type: ignore[attr-defined]
@@ -71,7 +70,8 @@ class NativeNormed(torch.autograd.Function):
         kernels, qmin, qmax, gain, rounding = ctx.rest
         step = float(scale)
         *grads, slope, outside = kernels.normed_backward(
-            u, _like(grad, u), gamma, beta, mean, deviation, step, *_ends(zero_point, qmin, qmax), rounding
-        )
+            u, ops.laid_like(grad, u), gamma, beta, mean, deviation, step, *_ends(zero_point, qmin, qmax),
+            _mode(rounding),
+        )  # fmt: skip
         moved = (-outside * gain * step).reshape(zero_point.shape) if ctx.needs_input_grad[8] else None
         return None, *grads, None, None, None, (slope * gain).reshape(scale.shape), moved, None, None, None, None

@@ -51,8 +51,7 @@ class NormedRange(torch.autograd.Function):
         shift = (beta - mean * factor).float()
         s = scale.detach().float()
         low, high = float((qmin - zero_point) * s), float((qmax - zero_point) * s)
-        grad_x = torch.empty_like(u)
-        grad = torch.empty_like(u).copy_(grad) if grad.stride() != u.stride() else grad
+        grad_x, grad = torch.empty_like(u), ops.laid_like(grad, u)
         learn, moves = ctx.needs_input_grad[6], ctx.needs_input_grad[7]
         width = len(factor)
         rows = max(1, ops.CHUNK // width) * width

@@ -69,9 +69,7 @@ class LearnedRange(torch.autograd.Function):
             return grad_x, None if slope is None else slope * gain, None, *rest
         s = scale.detach().float()
         low, high = sorted((float((qmin - zero_point) * s), float((qmax - zero_point) * s)))
-        # empty_like keeps the memory order of x, which grad then has to share
-        grad_x = torch.empty_like(x)
-        grad = torch.empty_like(x).copy_(grad) if grad.stride() != x.stride() else grad
+        grad_x, grad = torch.empty_like(x), ops.laid_like(grad, x)
         inner, outside = [], []
         for source, result, g, out, a, b in _pieces(x, y, grad, grad_x):
             torch.ops.aten.hardtanh_backward.grad_input(g, source, low, high, grad_input=out)
