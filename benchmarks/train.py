@@ -33,6 +33,7 @@ from zoo.recipe import Step, make_step
 from zoo.resolve import build
 from zoo.train import optimizer as optimizers
 from zoo.train.data import Data
+from zoo.train.fuse import fuse
 from zoo.train.log import Log
 from zoo.train.loop import Loop
 from zoo.train.objective import Objective
@@ -73,7 +74,10 @@ def loop_of(task: Task, quantized: bool, bf16: bool, quantizer: str = "lsq", nat
         for step in steps:
             net = make_step(step, "benchmark")(net, context)
     net = net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    learners = attach(net, quantizer, False, kernels() if native else None) if quantized else []
+    compiled = kernels() if native else None
+    learners = attach(net, quantizer, False, compiled) if quantized else []
+    if compiled is not None and not quantized:
+        fuse(net, compiled)
     parameters, groups = optimizers.groups(net, lr=1e-3, weight_decay=1e-4, lr_scale=1e-3)
     for p in parameters:
         p.requires_grad_(True)
@@ -173,9 +177,13 @@ def network(name: str, batch: int, rounds: int) -> dict[str, Any]:
     task = Task(compose([f"model={name}", "quant=w4a4", "name=benchmark", "steps=[]"]), batch)
     found: dict[str, Any] = {"batch": batch}
     for label, bf16 in (("float32", False), ("bf16", True)):
-        ours, quantized = loop_of(task, False, bf16), loop_of(task, True, bf16)
-        found[f"qat_step_{label}"] = ratio(stepper(ours), stepper(quantized), rounds)
-        found[f"qat_memory_{label}"] = round(memory(quantized) / memory(ours), 3)
+        ours = loop_of(task, False, bf16)
+        for kind, native in (("", False), ("native_", True)):
+            quantized = loop_of(task, True, bf16, native=native)
+            found[f"{kind}qat_step_{label}"] = ratio(stepper(ours), stepper(quantized), rounds)
+            found[f"{kind}qat_memory_{label}"] = round(memory(quantized) / memory(ours), 3)
+        fused = loop_of(task, False, bf16, native=True)
+        found[f"native_float_step_{label}"] = ratio(stepper(ours), stepper(fused), rounds)
     ours = loop_of(task, False, True)
     rows = torch.arange(batch)
     found["plain_pytorch_over_ours"] = ratio(stepper(ours), plain(task), rounds)
