@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.compiler import needs_compiler
 from zoo.errors import RecipeError
 from zoo.native import library
 from zoo.native.kernels import Kernels, kernels
@@ -21,6 +22,7 @@ from zoo.quant.learned.tqt import Tqt
 from zoo.quant.quantizer import Quantizer
 from zoo.quant.spec import Format
 
+pytestmark = needs_compiler
 RANGES = {
     "one": ([0.11], [5.0], (0, 15), None),
     "one signed": ([0.11], [0.0], (-8, 7), None),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import fx, nn
 
+from tests.compiler import needs_compiler
 from tests.networks import config, images, small_resnet
 from tests.steps.test_steps import apply
 from zoo import ranks
@@ -89,7 +90,9 @@ def test_integers_agree_with_the_trained_graph_in_eval_mode() -> None:
 
 
 @pytest.mark.parametrize("quantizer", ["lsq", "lsq_plus", "pact", "tqt"])
-@pytest.mark.parametrize(("optimizer", "native"), [("sgd", False), ("adamw", False), ("sgd", True)])
+@pytest.mark.parametrize(
+    ("optimizer", "native"), [("sgd", False), ("adamw", False), pytest.param("sgd", True, marks=needs_compiler)]
+)
 def test_every_quantizer_learns(quantizer: str, optimizer: str, native: bool) -> None:
     net, ctx = start(3, 4)
     rate = {"sgd": {"lr": 0.05}, "adamw": {"lr": 0.005}}[optimizer]
@@ -126,6 +129,7 @@ def test_a_compiled_training_is_the_same_training(quantizer: str, monkeypatch: p
     alike(graph, plain, compiled)
 
 
+@needs_compiler
 @pytest.mark.parametrize("quantizer", ["lsq", "lsq_plus", "pact", "tqt"])
 def test_a_native_training_is_the_same_training(quantizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Learner, "normed", lambda *_: None)  # as above
@@ -136,6 +140,7 @@ def test_a_native_training_is_the_same_training(quantizer: str, monkeypatch: pyt
     alike(graph, plain, native)
 
 
+@needs_compiler
 def test_a_native_training_of_a_float_network_is_the_same_training() -> None:
     net, ctx = start()
     settings = SHORT | {"epochs": 1, "batch": 64}

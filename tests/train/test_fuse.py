@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.compiler import needs_compiler
 from zoo.graph.trace import trace
 from zoo.native.kernels import kernels
 from zoo.train.fuse import FusedNorm, fuse, restore
+
+pytestmark = needs_compiler
 
 
 class Net(nn.Module):

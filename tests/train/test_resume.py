@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from tests.compiler import needs_compiler
 from tests.train.interrupted import SETTINGS, train
 from zoo.context import Images
 from zoo.graph.trace import trace
@@ -109,7 +110,7 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
         {"sparsify": {"kind": "magnitude", "until": 0.8}},
         {"standardize": True, "quantizer": "lsq_plus", "optimizer": "adamw", "lr": 0.001},
         {"quantizer": "pact", "oscillations": True},
-        {"native": True, "bf16": True},
+        pytest.param({"native": True, "bf16": True}, marks=needs_compiler),
     ],
     ids=lambda more: next(iter(more)),
 )
