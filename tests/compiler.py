@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-
 import pytest
 
-from zoo.native.library import COMPILERS
+from zoo.native.library import compiler
 
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS)),
-    reason="needs a C++ compiler",
-)
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")

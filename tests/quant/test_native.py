@@ -1,7 +1,8 @@
-"""The compiled kernels against PyTorch's operations and against autograd in float64."""
+"""The compiled kernels against PyTorch's operations."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from tests.compiler import needs_compiler
-from zoo.errors import RecipeError
 from zoo.native import library
 from zoo.native.kernels import Kernels, kernels
 from zoo.quant import ops
@@ -72,7 +72,7 @@ def images(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Ten
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", RANGES)
-def test_a_range_is_quantized_to_the_bits_of_fake_quantize(name: str, dtype: torch.dtype) -> None:
+def test_a_range_is_quantized_to_the_bits_of_fake_quantize_in_float32(name: str, dtype: torch.dtype) -> None:
     scale, zero, limits, axis = RANGES[name]
     x = (torch.randn(4, 70_001) * 0.5).to(dtype)
     s, z = torch.tensor(scale), torch.tensor(zero)
@@ -158,17 +158,24 @@ def test_what_the_kernels_do_not_know_is_left_to_pytorch() -> None:
         learned_range(x.requires_grad_(), scale, zero, 0, 15, 0, 1.0, True, native) for native in (None, kernels())
     ]
     assert torch.equal(*found)
-    assert not Kernels.suit(x.double()) and not Kernels.suit(x[:0]) and not Kernels.suit(x.to("meta"))
+    assert Kernels.suit(x) and Kernels.suit(x.bfloat16(), scale)
+    assert not any(map(Kernels.suit, (x.double(), x[:0], x.T, x[:1].expand(4, 50))))
+    assert not Kernels.suit(x, scale.bfloat16())
 
 
-def test_a_missing_or_failing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(RecipeError, match=r"CXX=no-such-compiler.*install one or leave native out"):
-        library.compile_kernels()
-    monkeypatch.setenv("CXX", "false")
-    with pytest.raises(RecipeError, match="failed: no message"):
-        library.compile_kernels()
-    monkeypatch.delenv("CXX")
-    monkeypatch.setattr(library, "COMPILERS", ("no-such-compiler",))
-    with pytest.raises(RecipeError, match="no-such-compiler"):
-        library.compile_kernels()
+def test_one_value_per_channel_is_refused_as_by_pytorch() -> None:
+    learner = Lsq(quantizer(), weight=False, relative=False)
+    learner.kernels = kernels()
+    assert learner.normed(torch.randn(1, 8), nn.BatchNorm1d(8), quantizer()) is None
+
+
+def test_copies_share_what_was_compiled() -> None:
+    assert copy.deepcopy(kernels()) is kernels()
+
+
+def test_a_second_derivative_is_refused() -> None:
+    x, grad = images(4, 50)
+    y = learned_range(x.requires_grad_(), torch.tensor([0.1]), torch.zeros(1), 0, 15, None, 1.0, True, kernels())
+    (first,) = torch.autograd.grad(y, x, grad.requires_grad_(), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

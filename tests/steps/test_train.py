@@ -17,6 +17,7 @@ from zoo import ranks
 from zoo.context import Context, Images
 from zoo.errors import DataError, QuantError, RecipeError
 from zoo.graph.trace import trace
+from zoo.native.kernels import Kernels
 from zoo.quant.attach import attach
 from zoo.quant.layers import QWeighted
 from zoo.quant.learned._learner import Learner
@@ -93,7 +94,8 @@ def test_integers_agree_with_the_trained_graph_in_eval_mode() -> None:
 @pytest.mark.parametrize(
     ("optimizer", "native"), [("sgd", False), ("adamw", False), pytest.param("sgd", True, marks=needs_compiler)]
 )
-def test_every_quantizer_learns(quantizer: str, optimizer: str, native: bool) -> None:
+def test_every_quantizer_learns(quantizer: str, optimizer: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = calls(monkeypatch)
     net, ctx = start(3, 4)
     rate = {"sgd": {"lr": 0.05}, "adamw": {"lr": 0.005}}[optimizer]
     settings = SHORT | {"epochs": 6, "quantizer": quantizer, "optimizer": optimizer, "augment": False} | rate
@@ -101,17 +103,18 @@ def test_every_quantizer_learns(quantizer: str, optimizer: str, native: bool) ->
     before = apply(net, ctx, *QUANTIZE)
     trained = apply(before, ctx, ("train", settings))
     log = ctx.log["train"]
+    assert ("normed_forward" in used and "normed_backward" in used) == native == bool(used)
     assert log["loss_last_epoch"] < 0.8 * log["loss_first"]
     moved = [not torch.equal(a.out.scale, b.out.scale) for a, b in zip(layers(before), layers(trained), strict=True)]
     assert all(moved) and all(layer.out.learner is None for layer in layers(trained))
     apply(trained, ctx, ("integerize", {}))
 
 
-def alike(graph: fx.GraphModule, one: fx.GraphModule, other: fx.GraphModule) -> None:
+def alike(graph: fx.GraphModule, one: fx.GraphModule, other: fx.GraphModule, tolerance: float = 0.001) -> None:
     """Check that two trainings of a graph, a step long, differ by no more than the order of their sums."""
     for name, old in graph.state_dict().items():
         step, same = (net.state_dict()[name].float() - old.float() for net in (one, other))
-        assert float((step - same).norm()) <= 0.001 * float(step.norm()) + 1e-6, name
+        assert float((step - same).norm()) <= tolerance * float(step.norm()) + 1e-6, name
         assert not name.endswith("weight") or float(step.norm()) > 0, name
 
 
@@ -133,11 +136,23 @@ def test_a_compiled_training_is_the_same_training(quantizer: str, monkeypatch: p
 @pytest.mark.parametrize("quantizer", ["lsq", "lsq_plus", "pact", "tqt"])
 def test_a_native_training_is_the_same_training(quantizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Learner, "normed", lambda *_: None)  # as above
+    used = calls(monkeypatch)
     net, ctx = start(4, 8)
     graph = apply(net, ctx, *QUANTIZE)
     settings = SHORT | {"epochs": 1, "batch": 64, "quantizer": quantizer}
-    plain, native = (apply(graph, ctx, ("train", settings | {"native": n})) for n in (False, True))
+    plain = apply(graph, ctx, ("train", settings))
+    assert not used
+    native = apply(graph, ctx, ("train", settings | {"native": True}))
+    assert set(used) == {"range_forward", "range_backward"}
     alike(graph, plain, native)
+
+
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the list that will hold the names of the kernels called."""
+    used: list[str] = []
+    call = Kernels._call
+    monkeypatch.setattr(Kernels, "_call", lambda self, name, *rest: (used.append(name), call(self, name, *rest))[1])
+    return used
 
 
 @needs_compiler
@@ -145,7 +160,8 @@ def test_a_native_training_of_a_float_network_is_the_same_training() -> None:
     net, ctx = start()
     settings = SHORT | {"epochs": 1, "batch": 64}
     plain, native = (apply(net, ctx, ("train", settings | {"native": n})) for n in (False, True))
-    alike(net, plain, native)
+    # an element that is zero but for the order of sums passes the ReLU in one of them
+    alike(net, plain, native, tolerance=0.03)
     assert any(not torch.equal(a, b) for a, b in zip(plain.parameters(), native.parameters(), strict=True))
     assert [type(m) for m in native.children()] == [type(m) for m in plain.children()]
 

@@ -32,14 +32,16 @@ def context(count: int = 64) -> Context:
     return Context(config(3, 4), Images(pictures, labels=labels), trace(model.eval(), pictures[:1]))
 
 
-def train(work: Path | None, settings: dict[str, object], count: int = 64) -> tuple[dict[str, torch.Tensor], Context]:
-    """Quantize and train; return the state of the trained Q-graph and the context."""
+def train(
+    work: Path | None, settings: dict[str, object], count: int = 64, quantized: bool = True
+) -> tuple[dict[str, torch.Tensor], Context]:
+    """Quantize, or not, and train; return the state of the trained graph and the context."""
     torch.set_num_threads(1)
     ctx = context(count)
     ctx.work = work
     net = ctx.parent
     steps = [("quantize", {"batchnorm": "merge"}), ("calibrate", {"images": 16}), ("train", settings)]
-    for ctx.position, (name, fields) in enumerate(steps):
+    for ctx.position, (name, fields) in enumerate(steps if quantized else steps[2:]):
         net = make_step(Step(name, dict(fields)), "test")(net, ctx)
     return {n: t.contiguous() for n, t in net.state_dict().items()}, ctx
 

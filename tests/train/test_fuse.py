@@ -74,8 +74,13 @@ def test_output_gradients_and_statistics_stay() -> None:
 def test_a_fused_network_in_bfloat16_keeps_its_type() -> None:
     net, x = start()
     fuse(net, kernels())
+    kinds: list[torch.dtype] = []
+    for module in net.modules():
+        if isinstance(module, FusedNorm):
+            module.register_forward_hook(lambda _module, _inputs, y: kinds.append(y.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         y = net.train()(x)
+    assert kinds == [torch.bfloat16] * 4
     y.float().sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
 
@@ -95,6 +100,13 @@ def test_restoring_gives_the_modules_back_with_what_was_learned() -> None:
     assert all(torch.equal(net.state_dict()[n], t) for n, t in state.items())
     assert torch.equal(net(x), expected)
     assert float(net.state_dict()["stem_norm.num_batches_tracked"]) == 1
+
+
+def test_one_value_per_channel_is_refused_as_by_pytorch() -> None:
+    net, x = start()
+    fuse(net, kernels())
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        net.train()(x[:1, :, :3, :3])
 
 
 @pytest.mark.parametrize("grad", [True, False])

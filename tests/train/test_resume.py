@@ -47,7 +47,9 @@ def test_killed_twice_it_ends_in_the_bytes_of_an_uninterrupted_run(tmp_path: Pat
     assert ctx.earlier == spent > 0 and plain.earlier == 0
 
 
-def interrupted(work: Path, settings: dict[str, object], at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupted(
+    work: Path, settings: dict[str, object], at: int, monkeypatch: pytest.MonkeyPatch, quantized: bool = True
+) -> None:
     """Leave snapshots of a training that stopped."""
 
     class Stop(Exception):
@@ -64,7 +66,7 @@ def interrupted(work: Path, settings: dict[str, object], at: int, monkeypatch: p
         patch.setattr(loop, "SAVE_SECONDS", 0.0)
         patch.setattr(loop.Loop, "save", fatal)
         with pytest.raises(Stop):
-            train(work, settings)
+            train(work, settings, quantized=quantized)
 
 
 def resumed_at(work: Path, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch, count: int = 64) -> int:
@@ -124,6 +126,18 @@ def test_every_state_is_in_the_snapshot(
     whole, plain = train(None, settings)
     assert save(resumed) == save(whole)
     assert ctx.log == plain.log
+
+
+@needs_compiler
+def test_a_float_network_with_fused_layers_resumes_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, object] = {"epochs": 3, "batch": 16, "lr": 0.02, "native": True, "ema": 0.9, "patience": 99}
+    interrupted(tmp_path, settings, 4, monkeypatch, quantized=False)
+    resumed, ctx = train(tmp_path, settings, quantized=False)
+    whole, plain = train(None, settings, quantized=False)
+    assert ctx.earlier > 0 == plain.earlier
+    assert save(resumed) == save(whole)
 
 
 def test_a_snapshot_of_other_preprocessing_or_wiring_is_another_training() -> None:

@@ -134,8 +134,8 @@ template <class T>
 void moments(const T* x, const Matrix& m, const float* origin, int64_t first, int64_t last, double* sums) {
     const int64_t width = m.width;
     std::vector<float> near(2 * width);
-    float* __restrict one = near.data();
-    float* __restrict two = one + width;
+    float* one = near.data();
+    float* two = one + width;
     for (int64_t start = first; start < last; start += kRows) {
         const int64_t stop = start + kRows < last ? start + kRows : last;
         for (int64_t j = 0; j < 2 * width; ++j) one[j] = 0.0f;
@@ -168,9 +168,11 @@ void normed_forward(const T* u, T* y, int64_t rows, int64_t channels, const floa
                     float* running_mean, float* running_variance, float momentum, float eps, float step, float low,
                     float high, int mode, float* mean, float* deviation, int threads) {
     const Matrix m(rows, channels);
-    // distances to the first row: the mean of a channel may be far larger than its spread
-    std::vector<float> origin(channels);
-    for (int64_t c = 0; c < channels; ++c) origin[c] = load(u + c);
+    // distances to the mean of the first rows: that of a channel may be far larger than its spread
+    std::vector<float> origin(channels, 0.0f);
+    const int64_t few = rows < kRows ? rows : kRows;
+    for (int64_t r = 0; r < few; ++r)
+        for (int64_t c = 0; c < channels; ++c) origin[c] += load(u + r * channels + c) / few;
     const std::vector<float> origins = tiled(origin, m.width);
     std::vector<double> partial(m.chunks() * 2 * m.width, 0.0);
 #pragma omp parallel for num_threads(threads)
@@ -211,10 +213,10 @@ void slopes(const T* u, const T* g, const Matrix& m, const Affine& affine, float
             int64_t last, double* sums) {
     const int64_t width = m.width;
     std::vector<float> near(4 * width);
-    float* __restrict passed = near.data();
-    float* __restrict product = passed + width;
-    float* __restrict slope = product + width;
-    float* __restrict outside = slope + width;
+    float* passed = near.data();
+    float* product = passed + width;
+    float* slope = product + width;
+    float* outside = slope + width;
     const float* __restrict a = affine.a.data();
     const float* __restrict b = affine.b.data();
     const float* __restrict mean = affine.mean.data();

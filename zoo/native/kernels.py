@@ -35,10 +35,16 @@ class Kernels:
         """Take a compiled ``kernels.cpp``."""
         self.library = library
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Make a copy, in this process or another, with kernels compiled there."""
+        return kernels, ()
+
     @staticmethod
-    def suit(x: Tensor) -> bool:
-        """Tell whether a tensor's values can be read here."""
-        return x.device.type == "cpu" and x.dtype in _TYPES and x.numel() > 0 and not torch.compiler.is_compiling()
+    def suit(x: Tensor, *others: Tensor) -> bool:
+        """Tell whether there are kernels for a tensor of this type and layout, with these parameters."""
+        whole = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+        plain = all(t.dtype == torch.float32 and t.is_contiguous() for t in others)
+        return whole and plain and x.dtype in _TYPES and x.numel() > 0
 
     def range_forward(self, x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
         """Return y for a ``scale`` [1], or [rows] of the first axis."""

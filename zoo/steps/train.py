@@ -58,7 +58,7 @@ class Train:
     images. ``patience`` epochs at chance level refuse the run. ``bf16`` computes convolutions in bfloat16 under
     autocast. ``compile`` is for a GPU: it fuses quantizers with their neighbours. On a CPU it needs a C++ compiler and
     loses to the operations written for it. ``native`` computes ranges, and BatchNorm with what clamps it, by kernels in
-    C++, compiled at the start, on a CPU; their sums differ from PyTorch's in the last bits.
+    C++, compiled at the start, on a CPU; they sum in another order and round codes from float32 under bf16 too.
     """
 
     epochs: int = 60

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
 
 from zoo.native.kernels import FLOAT, Kernels
 from zoo.quant import ops
@@ -28,6 +29,7 @@ class _NormedClamp(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         u, gamma, beta, mean, deviation = ctx.saved_tensors
         kernels, low, high = ctx.rest
@@ -51,7 +53,7 @@ class FusedNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``act(BatchNorm(x))``."""
         act, kernels = self.rest
-        if not torch.is_grad_enabled() or not fits(x, self) or not kernels.suit(x):
+        if not torch.is_grad_enabled() or not fits(x, self) or not kernels.suit(x, self.weight, self.bias):
             plain = super().forward(x)
             return plain if act is None else act(plain)
         assert self.num_batches_tracked is not None
@@ -64,9 +66,10 @@ class FusedNorm(nn.BatchNorm2d):
 
 
 def fuse(net: fx.GraphModule, kernels: Kernels) -> dict[str, nn.Module]:
-    """Replace every BatchNorm, and the ReLU or ReLU6 that alone reads it; return what ``restore`` puts back.
+    """Replace every BatchNorm2d, and the ReLU or ReLU6 that alone reads it; return what ``restore`` puts back.
 
-    Every call of a traced graph has a module of its own. The names of parameters and buffers stay as they are.
+    The same parameters and buffers stay registered under the same names. Every call of a traced graph has a module of
+    its own.
     """
     replaced: dict[str, nn.Module] = {}
     for node in net.graph.nodes:
@@ -87,9 +90,7 @@ def fuse(net: fx.GraphModule, kernels: Kernels) -> dict[str, nn.Module]:
 def restore(net: fx.GraphModule, replaced: dict[str, nn.Module]) -> None:
     """Put back the modules that ``fuse`` replaced, with what was learned."""
     for name, module in replaced.items():
-        fused = net.get_submodule(name)
-        module._parameters, module._buffers = fused._parameters, fused._buffers
-        module.train(fused.training)
+        module.train(net.get_submodule(name).training)
         net.set_submodule(name, module)
 
 

@@ -67,7 +67,7 @@ class Learner(RangeLearner):
             u, norm.weight, norm.bias, (norm.running_mean, norm.running_var), norm.momentum, norm.eps, self.scale(),
             self.zero_point(quantizer), quantizer.qmin, quantizer.qmax, self.gain(u, quantizer), self.rounding,
         )  # fmt: skip
-        native = self.kernels is not None and self.kernels.suit(u)
+        native = self.kernels is not None and self.kernels.suit(u, norm.weight, norm.bias)
         y: Tensor = NativeNormed.apply(self.kernels, *parts) if native else NormedRange.apply(*parts)
         return y
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from zoo.native.kernels import CLIPPING, ROUNDING, Kernels
 from zoo.quant import ops
@@ -11,8 +12,7 @@ from zoo.quant import ops
 
 def suits(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> bool:
     """Tell whether ``NativeRange`` can stand for ``LearnedRange``: one scale, or symmetric rows of the first axis."""
-    rows = scale.numel() > 1
-    return Kernels.suit(x) and scale.dtype == torch.float32 and (not rows or (axis == 0 and not zero_point.any()))
+    return Kernels.suit(x, scale) and (scale.numel() == 1 or (axis == 0 and not zero_point.any()))
 
 
 def _ends(zero_point: Tensor, qmin: int, qmax: int) -> tuple[float, float]:
@@ -32,12 +32,12 @@ class NativeRange(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, kernels: Kernels, x: Tensor, scale: Tensor, zero_point: Tensor,
         qmin: int, qmax: int, gain: float, rounding: bool,
     ) -> Tensor:  # fmt: skip
-        x = ops.dense(x)
         ctx.save_for_backward(x, scale, zero_point)
         ctx.rest = (kernels, qmin, qmax, gain, rounding)  # type: ignore[attr-defined]
         return kernels.range_forward(x, scale, *_ends(zero_point, qmin, qmax))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, scale, zero_point = ctx.saved_tensors
         kernels, qmin, qmax, gain, rounding = ctx.rest
@@ -65,6 +65,7 @@ class NativeNormed(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         u, gamma, beta, mean, deviation, scale, zero_point = ctx.saved_tensors
         kernels, qmin, qmax, gain, rounding = ctx.rest

@@ -12,8 +12,8 @@ from zoo.quant import ops
 def fits(u: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
     """Tell whether ``NormedRange`` can stand for this BatchNorm: in training, with all its parts, on one CPU."""
     whole = norm.affine and norm.track_running_stats and norm.momentum is not None
-    alone = ranks.count() == 1
-    return norm.training and whole and alone and ops.readable(u) and (u.dim() == 2 or ops.channels_last(u))
+    alone, several = ranks.count() == 1, u.numel() > u.shape[1]
+    return norm.training and whole and alone and several and ops.readable(u) and (u.dim() == 2 or ops.channels_last(u))
 
 
 class NormedRange(torch.autograd.Function):
