@@ -14,6 +14,8 @@ from zoo.native import library
 from zoo.native.kernels import Kernels, kernels
 from zoo.quant import ops
 from zoo.quant.learned._formula import formula
+from zoo.quant.learned._native import suits
+from zoo.quant.learned._normed import fits
 from zoo.quant.learned._range import learned_range
 from zoo.quant.learned.lsq import Lsq
 from zoo.quant.learned.lsq_plus import LsqPlus
@@ -159,7 +161,11 @@ def test_what_the_kernels_do_not_know_is_left_to_pytorch() -> None:
     ]
     assert torch.equal(*found)
     assert Kernels.suit(x) and Kernels.suit(x.bfloat16(), scale)
-    assert not any(map(Kernels.suit, (x.double(), x[:0], x.T, x[:1].expand(4, 50))))
+    assert not any(map(Kernels.suit, (x.double(), x[:0])))
+    one = torch.ones(1)
+    assert suits(x, one, one, None) and not any(suits(t, one, one, None) for t in (x.T, x[:1].expand(4, 50)))
+    assert fits(x, nn.BatchNorm1d(50)) and not fits(x.T, nn.BatchNorm1d(4))
+    assert not fits(x[:1].expand(4, 50), nn.BatchNorm1d(50))
     assert not Kernels.suit(x, scale.bfloat16())
 
 

@@ -33,7 +33,9 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         """Take a compiled ``kernels.cpp``."""
-        self.library = library
+        self.functions = {(n, t): library[f"{n}_{suffix}"] for n in _SIGNATURES for t, suffix in _TYPES.items()}
+        for (name, _), function in self.functions.items():
+            function.argtypes, function.restype = _SIGNATURES[name], None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Make a copy, in this process or another, with kernels compiled there."""
@@ -41,10 +43,9 @@ class Kernels:
 
     @staticmethod
     def suit(x: Tensor, *others: Tensor) -> bool:
-        """Tell whether there are kernels for a tensor of this type and layout, with these parameters."""
-        whole = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+        """Tell whether there are kernels for a tensor of this type, with these parameters."""
         plain = all(t.dtype == torch.float32 and t.is_contiguous() for t in others)
-        return whole and plain and x.dtype in _TYPES and x.numel() > 0
+        return plain and x.dtype in _TYPES and x.numel() > 0
 
     def range_forward(self, x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
         """Return y for a ``scale`` [1], or [rows] of the first axis."""
@@ -98,8 +99,7 @@ class Kernels:
         return grad_u, grad_gamma, grad_beta, sums[0], sums[1]
 
     def _call(self, name: str, typed: Tensor, *arguments: Any) -> None:
-        function = getattr(self.library, f"{name}_{_TYPES[typed.dtype]}")
-        function.argtypes, function.restype = _SIGNATURES[name], None
+        function = self.functions[name, typed.dtype]
         function(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments), torch.get_num_threads())
 
 

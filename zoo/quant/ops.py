@@ -70,7 +70,12 @@ def grid_codes(x: Tensor, step: float) -> Tensor:
 
 def dense(x: Tensor) -> Tensor:
     """Return the tensor with no gaps in memory, in its own order where that is contiguous or channels_last."""
-    return x if x.is_contiguous() or channels_last(x) else x.contiguous()
+    return x if is_dense(x) else x.contiguous()
+
+
+def is_dense(x: Tensor) -> bool:
+    """Tell whether the tensor has no gaps in memory and is contiguous or channels_last."""
+    return x.is_contiguous() or channels_last(x)
 
 
 def channels_last(x: Tensor) -> bool:

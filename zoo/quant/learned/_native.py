@@ -12,7 +12,7 @@ from zoo.quant import ops
 
 def suits(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> bool:
     """Tell whether ``NativeRange`` can stand for ``LearnedRange``: one scale, or symmetric rows of the first axis."""
-    return Kernels.suit(x, scale) and (scale.numel() == 1 or (axis == 0 and not zero_point.any()))
+    return Kernels.suit(x, scale) and ops.is_dense(x) and (scale.numel() == 1 or (axis == 0 and not zero_point.any()))
 
 
 def _ends(zero_point: Tensor, qmin: int, qmax: int) -> tuple[float, float]:

@@ -13,7 +13,8 @@ def fits(u: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
     """Tell whether ``NormedRange`` can stand for this BatchNorm: in training, with all its parts, on one CPU."""
     whole = norm.affine and norm.track_running_stats and norm.momentum is not None
     alone, several = ranks.count() == 1, u.numel() > u.shape[1]
-    return norm.training and whole and alone and several and ops.readable(u) and (u.dim() == 2 or ops.channels_last(u))
+    rows = u.is_contiguous() if u.dim() == 2 else ops.channels_last(u)
+    return norm.training and whole and alone and several and rows and ops.readable(u)
 
 
 class NormedRange(torch.autograd.Function):
