@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from evaluate.plot import COLOURS, linear_range, svg_open, svg_text
+from evaluate.drawing import COLOURS, linear_range, svg_open, svg_text
 from zoo.console import command, entry
 from zoo.errors import ArtifactError
 from zoo.results import write_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from evaluate.plot import COLOURS, svg_open, svg_text, svg_upright
+from evaluate.drawing import COLOURS, svg_open, svg_text, svg_upright
 from zoo.results import Record
 
 _WIDTH, _HEIGHT = 860, 520

@@ -1,7 +1,7 @@
 """Render every table and plot from the records: ``python -m evaluate.table [--check]``.
 
-Writes ``results/table.csv``, ``results/accuracy_vs_size.svg`` and the part of ``README.md`` between the markers.
-``--check`` writes nothing and exits with 1 when one of the three is stale.
+Writes ``results/table.csv``, the pictures and the pages below ``results``, and the part of ``README.md`` between the
+markers. ``--check`` writes nothing and exits with 1 when one of them is stale.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from evaluate import curve
 from evaluate.ablations import ablations_pages
 from evaluate.floats import float_table
-from evaluate.plot import accuracy_vs_size
+from evaluate.front import front_path, fronts
 from evaluate.seeds import over_seeds, require_same
 from zoo.console import command, entry
 from zoo.errors import ArtifactError
@@ -83,7 +83,9 @@ def readme_tables(records: Sequence[Record]) -> str:
             f"**{label}**, {_one_or_range([r.data.n for r, _ in rows])} images\n\n"
             "| recipe | bits | float top-1 | integer top-1 | seeds | drop [95 %] | weights | vs float | arithmetic "
             "| time | versions | sha256 |\n"
-            "|---|---|---:|---:|---:|---:|---:|---:|---|---:|---|---|\n" + "".join(itertools.starmap(_readme_row, rows))
+            "|---|---|---:|---:|---:|---:|---:|---:|---|---:|---|---|\n"
+            + "".join(itertools.starmap(_readme_row, rows))
+            + f"\n![{label}: accuracy versus size](results/{front_path(label).as_posix()})\n"
         )
     return "\n".join(blocks)
 
@@ -157,7 +159,7 @@ def render(root: Path) -> dict[Path, str]:
         raise ArtifactError(f"{readme}: cannot be read ({error.strerror}); run from a checkout") from None
     return {
         root / "results" / "table.csv": table_csv(records),
-        root / "results" / "accuracy_vs_size.svg": accuracy_vs_size([shown for shown, _ in _rows(records)]),
+        **{root / "results" / p: text for p, text in fronts([shown for shown, _ in _rows(records)]).items()},
         readme: put_between(text, readme_tables(records) + float_table(root / "results" / FLOATS), "README.md"),
         **ablations_pages(root / "recipes", root / "results"),
         **_curves(root / "results"),

@@ -136,6 +136,11 @@ class Record:
         return run_place(self.recipe, self.seed) / "checkpoint"
 
     @property
+    def trained(self) -> bool:
+        """Whether one of the steps trained the network on labels."""
+        return any((next(iter(json.loads(s))) if s.startswith("{") else s) == "train" for s in self.steps)
+
+    @property
     def teacher_sha256(self) -> str:
         """The sha256 of the teacher's weights; empty without a teacher."""
         found = next((text for key, _, text in (n.partition(": ") for n in self.notes) if key == "teacher"), "{}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.plot import accuracy_vs_size
+from evaluate.front import front, fronts
 from evaluate.table import BEGIN, END, main, put_between, readme_tables, table_csv
 from tests.records import make_record
 from zoo.errors import ArtifactError
@@ -38,6 +38,20 @@ def many() -> list[Record]:
     ]
 
 
+def mark_text(mark: ET.Element) -> str:
+    """Return which point a mark stands for; empty for one of the legend."""
+    title = mark.find(f"{SVG}title")
+    return "" if title is None or title.text is None else title.text.split(", ")[1].split(":")[0]
+
+
+def marks(root: ET.Element) -> dict[str, tuple[float, float]]:
+    """Return the middle of each point's mark."""
+    where = {mark_text(c): (float(c.get("cx", 0)), float(c.get("cy", 0))) for c in root.iter(f"{SVG}circle")}
+    half = 4.0
+    where |= {mark_text(r): (float(r.get("x", 0)) + half, float(r.get("y", 0)) + half) for r in root.iter(f"{SVG}rect")}
+    return {name: spot for name, spot in where.items() if name}
+
+
 def test_written_tables_pass_the_check(checkout: Path) -> None:
     write_record(make_record(), checkout / "results")
     arguments = ["--root", str(checkout)]
@@ -61,7 +75,7 @@ def test_every_training_has_a_curve_that_goes_stale(checkout: Path) -> None:
     assert main([*arguments, "--check"]) == 1
 
 
-@pytest.mark.parametrize("name", ["README.md", "results/table.csv", "results/accuracy_vs_size.svg"])
+@pytest.mark.parametrize("name", ["README.md", "results/table.csv", "results/accuracy_vs_size/shapes.svg"])
 def test_each_stale_file_fails_the_check(checkout: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_record(make_record(), checkout / "results")
     main(["--root", str(checkout)])
@@ -80,7 +94,7 @@ def test_without_records(checkout: Path) -> None:
     assert main(["--root", str(checkout)]) == 0
     assert "No recipe has been recorded yet" in (checkout / "README.md").read_text()
     assert len((checkout / "results" / "table.csv").read_text().splitlines()) == 1
-    ET.parse(checkout / "results" / "accuracy_vs_size.svg")
+    assert not (checkout / "results" / "accuracy_vs_size").exists()
 
 
 def test_broken_record_is_one_line(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,23 +152,19 @@ def test_plot_shows_every_point_on_a_log_axis() -> None:
                     drop_interval=(90.0 - t - 1, 90.0 - t + 1), **same)
         for b, n, t in ((8, 100_000, 89.0), (4, 10_000, 85.0))
     ]  # fmt: skip
-    root = ET.fromstring(accuracy_vs_size(records))
-    where = {}
-    for circle in root.iter(f"{SVG}circle"):
-        title = circle.find(f"{SVG}title")
-        if title is not None:
-            where[title.text.split(", ")[2].split(":")[0]] = (float(circle.get("cx")), float(circle.get("cy")))
+    root = ET.fromstring(front("shapes", records))
+    where = marks(root)
     assert set(where) == {"W8A8", "W4A8", "float"}
     # A factor of ten is the same distance everywhere; higher accuracy is further up, in proportion.
     assert where["float"][0] - where["W8A8"][0] == pytest.approx(where["W8A8"][0] - where["W4A8"][0], abs=0.2)
     assert (where["W4A8"][1] - where["float"][1]) / (where["W8A8"][1] - where["float"][1]) == pytest.approx(5, rel=0.02)
     texts = [t.text for t in root.iter(f"{SVG}text")]
-    assert {"W8A8", "W4A8", "float", "toy, shapes", "100 kB", "top-1 (%)"} <= set(texts)
+    assert {"W8A8", "W4A8", "float", "toy", "100 kB", "top-1 (%)"} <= set(texts)
 
 
 def test_plot_labels_do_not_collide() -> None:
     close = [make_record(recipe=f"toy_w{b}a8", bits=f"W{b}A8", weights_bytes=12_000 + b) for b in (2, 3, 4, 8)]
-    root = ET.fromstring(accuracy_vs_size(close))
+    root = ET.fromstring(front("shapes", close))
     labels = [t for t in root.iter(f"{SVG}text") if t.text in {"W2A8", "W3A8", "W4A8", "W8A8"}]
     spots = [(float(t.get("x")), float(t.get("y"))) for t in labels]
     assert len(spots) == 4
@@ -163,7 +173,37 @@ def test_plot_labels_do_not_collide() -> None:
 
 
 def test_names_are_escaped_in_the_plot() -> None:
-    ET.fromstring(accuracy_vs_size([make_record(model="a<b&c")]))
+    ET.fromstring(front("x<y&z", [make_record(model="a<b&c")]))
+
+
+def test_each_data_set_has_a_picture_beside_its_table() -> None:
+    drawn = fronts(sorted(many(), key=lambda r: r.data.name))
+    text = readme_tables(many())
+    assert len(drawn) == 2 and all(f"](results/{path.as_posix()})" in text for path in drawn)
+    assert not any(
+        len(path.parts) > 2 or " " in path.name for path in fronts([make_record(data=EvalData("a", 5, "5 / 9", ""))])
+    )
+
+
+def test_the_front_leaves_out_what_a_smaller_file_beats() -> None:
+    sizes = {"W2A2": (1_000, 80.0), "W4A4": (2_000, 88.0), "W3A3": (2_000, 87.0), "W8A8": (4_000, 90.5)}
+    records = [
+        make_record(bits=b, weights_bytes=n, top1=t, float_bytes=9_000, drop=90.0 - t, drop_interval=(-20.0, 20.0))
+        for b, (n, t) in sizes.items()
+    ]
+    root = ET.fromstring(front("shapes", records))
+    (line,) = root.iter(f"{SVG}polyline")
+    where = marks(root)
+    joined = [tuple(float(v) for v in pair.split(",")) for pair in str(line.get("points")).split()]
+    assert joined == [where[b] for b in ("W2A2", "W4A4", "W8A8")] and {"float", "W3A3"} < set(where)
+
+
+def test_training_shows_in_the_mark() -> None:
+    records = [make_record(bits="W8A8"), make_record(steps=("quantize", '{"train": {"epochs": 3}}', "integerize"))]
+    assert [r.trained for r in records] == [False, True]
+    root = ET.fromstring(front("shapes", records))
+    shapes = {name: [mark_text(m) for m in root.iter(f"{SVG}{name}") if mark_text(m)] for name in ("rect", "circle")}
+    assert shapes["rect"] == ["W8A8"] and sorted(shapes["circle"]) == ["W4A8", "float"]
 
 
 def test_the_checkout_is_up_to_date() -> None:

@@ -1,19 +1,23 @@
-"""Accuracy versus size as an SVG, written by hand so that the same records give the same bytes everywhere."""
+"""Accuracy versus size: a picture of each data set, with each network's front."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from xml.sax.saxutils import escape
 
+from evaluate.drawing import COLOURS, linear_range, svg_open, svg_text, svg_upright
 from zoo.results import Record
 
+FOLDER = "accuracy_vs_size"  # below the results
 _WIDTH, _HEIGHT = 860, 520
 _LEFT, _TOP, _RIGHT, _BOTTOM = 70, 46, 630, 460  # the frame; the legend stands to the right of it
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#7f6000", "#6a3d9a", "#444444")
 _CHARACTER = 7.4  # width of one 11 px sans-serif character, for keeping labels apart
+_LEGEND = 26  # characters of the legend's room
 _Scale = Callable[[float], float]
 
 
@@ -22,46 +26,78 @@ class _Point:
     size: float  # bytes
     top1: float  # percent
     text: str
-    is_float: bool
+    kind: str  # trained, converted or float
 
 
-def accuracy_vs_size(records: Sequence[Record]) -> str:
-    """Return the SVG text: top-1 in percent over file size (log), a colour per model, the float parent as a ring."""
+def fronts(records: Sequence[Record]) -> dict[Path, str]:
+    """Return a picture of each data set, by its path below the results; ``records`` are sorted by data set."""
+    groups = itertools.groupby(records, key=lambda r: r.data.label())
+    return {front_path(label): front(label, list(group)) for label, group in groups}
+
+
+def front_path(label: str) -> Path:
+    """Return the picture's path below the results for a data set's label."""
+    return Path(FOLDER, re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-") + ".svg")
+
+
+def front(label: str, records: Sequence[Record]) -> str:
+    """Return the SVG text: top-1 in percent over file size (log), a colour per model.
+
+    A line joins the points of a network that no smaller or equal file of it beats, its float parent among them.
+    """
     series = _series(records)
     points = [p for group in series.values() for p in group]
+    title = f"{label}: top-1 accuracy versus size of the weights file"
     body = [
         svg_open(_WIDTH, _HEIGHT),
-        "<title>Top-1 accuracy versus size of the weights</title>",
+        f"<title>{escape(title)}</title>",
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
-        svg_text(
-            _LEFT, 26, "Top-1 accuracy of the integer network versus size of its weights file", size=14, bold=True
-        ),
+        svg_text(_LEFT, 26, title, size=14, bold=True),
+        *_chart(series, points),
     ]
-    if points:
-        body += _chart(series, points)
-    else:
-        body.append(svg_text(_WIDTH / 2, _HEIGHT / 2, "No record yet", anchor="middle"))
     return "\n".join([*body, "</svg>", ""])
 
 
 def _series(records: Sequence[Record]) -> dict[str, list[_Point]]:
     series: dict[str, list[_Point]] = {}
-    for (model, data), group in itertools.groupby(records, key=lambda r: (r.model, r.data.name)):
-        rows = list(group)
-        points = [_Point(r.weights_bytes, r.top1, _label(r, rows), False) for r in rows]
-        floats = dict.fromkeys((r.float_bytes, r.float_top1) for r in rows)
-        series.setdefault(f"{model}, {data}", []).extend([*points, *(_Point(*f, "float", True) for f in floats)])
+    for record in records:
+        points = series.setdefault(record.model, [])
+        kind = "trained" if record.trained else "converted"
+        points.append(_Point(record.weights_bytes, record.top1, _label(record, records), kind))
+        parent = _Point(record.float_bytes, record.float_top1, "float", "float")
+        if parent not in points:
+            points.append(parent)
     return series
 
 
-def _label(record: Record, rows: list[Record]) -> str:
-    twins = sum(r.bits == record.bits for r in rows) > 1
-    return f"{record.bits} {record.semantics}" if twins else record.bits
+def _label(record: Record, records: Sequence[Record]) -> str:
+    twins = {r.semantics for r in records if (r.model, r.bits) == (record.model, record.bits)}
+    return f"{record.bits} {record.semantics}" if len(twins) > 1 else record.bits
+
+
+def _best(points: Sequence[_Point]) -> list[_Point]:
+    """Return the points that no other of smaller or equal size reaches or beats, the smallest first."""
+    kept: list[_Point] = []
+    for point in sorted(points, key=lambda p: (p.size, -p.top1)):
+        if not kept or point.top1 > kept[-1].top1:
+            kept.append(point)
+    return kept
+
+
+def _mark(kind: str, x: float, y: float, colour: str, tip: str = "") -> str:
+    fill = "#ffffff" if kind == "float" else colour
+    style = f'fill="{fill}" stroke="{colour}" stroke-width="1.5"'
+    inner = f"<title>{escape(tip)}</title>" if tip else ""
+    if kind == "converted":
+        return f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" {style}>{inner}</rect>'
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" {style}>{inner}</circle>'
 
 
 def _chart(series: dict[str, list[_Point]], points: list[_Point]) -> list[str]:
     low, high = _log_range([p.size for p in points])
     bottom, top, step = linear_range([p.top1 for p in points])
+    if max(p.top1 for p in points) > top - step / 4 and top < 100.0:
+        top += step
 
     def x(size: float) -> float:
         return _LEFT + (math.log10(size) - low) / (high - low) * (_RIGHT - _LEFT)
@@ -74,26 +110,31 @@ def _chart(series: dict[str, list[_Point]], points: list[_Point]) -> list[str]:
     taken = [(x(p.size) - 5, y(p.top1) - 5, x(p.size) + 5, y(p.top1) + 5) for p in points]
     for index, (name, group) in enumerate(series.items()):
         colour = COLOURS[index % len(COLOURS)]
-        path = " ".join(f"{x(p.size):.1f},{y(p.top1):.1f}" for p in sorted(group, key=lambda p: (p.size, p.top1)))
+        path = " ".join(f"{x(p.size):.1f},{y(p.top1):.1f}" for p in _best(group))
         body.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-opacity="0.45"/>')
         for p in group:
-            fill = "#ffffff" if p.is_float else colour
             tip = f"{name}, {p.text}: {p.top1:.2f} %, {p.size:,.0f} bytes"
-            body.append(
-                f'<circle cx="{x(p.size):.1f}" cy="{y(p.top1):.1f}" r="4.5" fill="{fill}" stroke="{colour}" '
-                f'stroke-width="1.5"><title>{escape(tip)}</title></circle>'
-            )
+            body.append(_mark(p.kind, x(p.size), y(p.top1), colour, tip))
             left, base = _place(x(p.size), y(p.top1), len(p.text) * _CHARACTER, taken)
             # Drawn last and with a white rim, so that no line strikes a label out.
             halo = '<g stroke="#ffffff" stroke-width="3" paint-order="stroke">'
             labels.append(f"{halo}{svg_text(left, base, p.text, colour=colour)}</g>")
-        row = _TOP + 14 + 20 * index
-        body.append(f'<circle cx="{_RIGHT + 22}" cy="{row - 4}" r="4.5" fill="{colour}"/>')
-        body.append(svg_text(_RIGHT + 34, row, name))
-    row = _TOP + 14 + 20 * len(series)
-    body.append(f'<circle cx="{_RIGHT + 22}" cy="{row - 4}" r="4.5" fill="#ffffff" stroke="#666666"/>')
-    body.append(svg_text(_RIGHT + 34, row, "float parent, same images"))
-    return body + labels
+    return body + labels + _legend(series, {p.kind for p in points})
+
+
+def _legend(series: dict[str, list[_Point]], kinds: set[str]) -> list[str]:
+    colours = itertools.cycle(COLOURS)
+    rows = [("trained", next(colours), name if len(name) <= _LEGEND else f"{name[: _LEGEND - 1]}…") for name in series]
+    said = {"trained": "trained with quantization", "converted": "not trained", "float": "float parent, same images"}
+    rows += [(kind, "#666666", text) for kind, text in said.items() if kind in kinds]
+    return [
+        part
+        for index, (kind, colour, text) in enumerate(rows)
+        for part in (
+            _mark(kind, _RIGHT + 22, _TOP + 10 + 20 * index, colour),
+            svg_text(_RIGHT + 34, _TOP + 14 + 20 * index, text),
+        )
+    ]
 
 
 def _axes(x: _Scale, y: _Scale, span: tuple[float, float], ticks: tuple[float, float, float]) -> list[str]:
@@ -142,40 +183,8 @@ def _log_range(sizes: list[float]) -> tuple[float, float]:
     return max(s for s in steps if s < low - 0.02), min(s for s in steps if s > high + 0.02)
 
 
-def linear_range(values: list[float]) -> tuple[float, float, float]:
-    """Return bottom, top and step of an axis in percent that holds these values."""
-    step = next(s for s in (0.5, 1.0, 2.0, 5.0, 10.0, 20.0) if (max(values) - min(values)) / s <= 8 or s == 20.0)
-    bottom = max(0.0, math.floor(min(values) / step) * step - step)
-    top = min(100.0, math.ceil(max(values) / step) * step)
-    return bottom, max(top, bottom + step), step
-
-
 def _bytes(size: float) -> str:
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{size / scale:g} {unit}"
     return f"{size:g} B"
-
-
-def svg_open(width: int, height: int) -> str:
-    """Return the opening tag of a picture, with the type that its texts are set in."""
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" font-family="Helvetica, Arial, sans-serif" font-size="11" fill="#222222">'
-    )
-
-
-def svg_upright(middle: float, text: str) -> str:
-    """Return the name of the left axis, read from below, around the height ``middle``."""
-    return f'<text x="20" y="{middle:g}" text-anchor="middle" transform="rotate(-90 20 {middle:g})">{text}</text>'
-
-
-def svg_text(
-    x: float, y: float, text: str, anchor: str = "start", size: int = 11, bold: bool = False, colour: str = "#222222"
-) -> str:
-    """Return a line of text at x, y (baseline); ``anchor`` is start, middle or end."""
-    weight = ' font-weight="bold"' if bold else ""
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"{weight} fill="{colour}">'
-        f"{escape(text)}</text>"
-    )
