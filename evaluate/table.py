@@ -10,6 +10,7 @@ import argparse
 import csv
 import io
 import itertools
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,8 +73,11 @@ def _row(r: Record) -> dict[str, object]:
     }
 
 
-def readme_tables(records: Sequence[Record]) -> str:
-    """Return Markdown: one table for each data set, or a line that says that there is no record yet."""
+def readme_tables(records: Sequence[Record], absent: frozenset[str] = frozenset()) -> str:
+    """Return Markdown: one table for each data set, or a line that says that there is no record yet.
+
+    ``absent`` are the recipes whose checkpoint is not in git.
+    """
     if not records:
         return "No recipe has been recorded yet.\n"
     blocks = []
@@ -84,7 +88,7 @@ def readme_tables(records: Sequence[Record]) -> str:
             "| recipe | bits | float top-1 | integer top-1 | seeds | drop [95 %] | weights | vs float | arithmetic "
             "| time | versions | sha256 |\n"
             "|---|---|---:|---:|---:|---:|---:|---:|---|---:|---|---|\n"
-            + "".join(itertools.starmap(_readme_row, rows))
+            + "".join(_readme_row(r, seeds, r.recipe in absent) for r, seeds in rows)
             + f"\n![{label}: accuracy versus size](results/{front_path(label).as_posix()})\n"
         )
     return "\n".join(blocks)
@@ -107,7 +111,7 @@ def _with_seeds(records: Sequence[Record]) -> tuple[Record, str]:
     return shown, over_seeds([r.top1 for r in records])
 
 
-def _readme_row(r: Record, seeds: str) -> str:
+def _readme_row(r: Record, seeds: str, absent: bool) -> str:
     low, high = r.drop_interval
     cells = (
         f"`{r.recipe}`",
@@ -116,7 +120,7 @@ def _readme_row(r: Record, seeds: str) -> str:
         f"**{r.top1:.2f}**",
         seeds,
         f"{r.drop:.2f} [{low:.2f}, {high:.2f}]",
-        size(r.weights_bytes),
+        size(r.weights_bytes) + (", not in git" if absent else ""),
         f"{r.float_bytes / r.weights_bytes:.1f}x smaller",
         r.semantics,
         duration(sum(r.seconds.values())) + (f" ({r.budget})" if r.budget else ""),
@@ -157,13 +161,21 @@ def render(root: Path) -> dict[Path, str]:
         text = readme.read_text(encoding="utf-8")
     except OSError as error:
         raise ArtifactError(f"{readme}: cannot be read ({error.strerror}); run from a checkout") from None
+    tables = readme_tables(records, absent_checkpoints(root)) + float_table(root / "results" / FLOATS)
     return {
         root / "results" / "table.csv": table_csv(records),
         **{root / "results" / p: text for p, text in fronts([shown for shown, _ in _rows(records)]).items()},
-        readme: put_between(text, readme_tables(records) + float_table(root / "results" / FLOATS), "README.md"),
+        readme: put_between(text, tables, "README.md"),
         **ablations_pages(root / "recipes", root / "results"),
         **_curves(root / "results"),
     }
+
+
+def absent_checkpoints(root: Path) -> frozenset[str]:
+    """Return the recipes whose checkpoint the checkout at ``root`` leaves out, line by line in its ``.gitignore``."""
+    ignore = root / ".gitignore"
+    text = ignore.read_text(encoding="utf-8") if ignore.is_file() else ""
+    return frozenset(re.findall(r"^results/([^/*]+)/checkpoint/$", text, re.MULTILINE))
 
 
 def _curves(results: Path) -> dict[Path, str]:

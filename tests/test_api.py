@@ -158,3 +158,11 @@ def test_a_folder_here_is_no_shipped_checkpoint(tmp_path: Path, monkeypatch: pyt
     shipped = paths.results_dir() / "resnet8_fashion_w4a4" / "checkpoint"
     (tmp_path / "resnet8_fashion_w4a4").mkdir()
     assert paths.shipped_checkpoint("resnet8_fashion_w4a4") == paths.local_checkpoint(shipped.parent.name) == shipped
+
+
+def test_a_recipe_without_a_checkpoint_says_what_makes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(paths, "results_dir", lambda: tmp_path)
+    with pytest.raises(ArtifactError, match=r"^'resnet8_w4a4': its checkpoint is not here; .* recipe=resnet8_w4a4"):
+        zoo.load("resnet8_w4a4")
+    with pytest.raises(ArtifactError, match=r"^'resnet8_float': no such checkpoint"):  # it makes float weights
+        zoo.load("resnet8_float")

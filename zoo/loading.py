@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from zoo import list_checkpoints
+from zoo import list_checkpoints, list_recipes
 from zoo.artifact import checkpoint
 from zoo.artifact.card import render_unmeasured
 from zoo.artifact.checkpoint import Network
@@ -20,10 +20,12 @@ from zoo.hub import index
 from zoo.hub.fetch import pull
 from zoo.hub.names import is_address
 from zoo.integer.shapes import classes
-from zoo.paths import local_checkpoint
+from zoo.paths import local_checkpoint, recipes_dir
 from zoo.preprocess import Preprocess
 from zoo.recipe import Recipe, Step
+from zoo.recipe_file import read_recipe
 from zoo.steps.calibrate import MINIMUM
+from zoo.training import ends_in_float
 
 
 def load_network(name_or_path: str | Path, *, integer: bool) -> Network:
@@ -38,6 +40,8 @@ def _published(name: str) -> Path:
     known = index.read()
     if name in known or is_address(name):
         return pull(name).folder
+    if name in list_recipes() and not ends_in_float(read_recipe(recipes_dir() / "recipe" / f"{name}.yaml")):
+        raise ArtifactError(f"{name!r}: its checkpoint is not here; python -m zoo.run recipe={name} makes it")
     raise ArtifactError(f"{name!r}: no such checkpoint or folder{suggest(name, {*list_checkpoints(), *known})}")
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+import zoo
 from evaluate.front import front, fronts
-from evaluate.table import BEGIN, END, main, put_between, readme_tables, table_csv
+from evaluate.table import BEGIN, END, absent_checkpoints, main, put_between, readme_tables, table_csv
 from tests.records import make_record
 from zoo.errors import ArtifactError
-from zoo.results import Calibration, EvalData, Parent, Record, write_record
+from zoo.results import Calibration, EvalData, Parent, Record, read_records, write_record
 
 ROOT = Path(__file__).resolve().parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -135,6 +136,15 @@ def test_readme_has_a_table_for_each_data_set() -> None:
     assert widths == {13}
 
 
+def test_a_checkpoint_that_git_leaves_out_says_so(checkout: Path) -> None:
+    for record in (make_record(), make_record(recipe="large")):
+        write_record(record, checkout / "results")
+    (checkout / ".gitignore").write_text("*.pyc\n# beyond 4 MB\nresults/large/checkpoint/\nresults/*/seed*/\n")
+    assert main(["--root", str(checkout)]) == 0
+    rows = {line.split("`")[1]: line for line in (checkout / "README.md").read_text().splitlines() if "| `" in line}
+    assert "12.3 kB, not in git |" in rows["large"] and "12.3 kB |" in rows["toy_w4a8"]
+
+
 def test_a_subset_is_labelled() -> None:
     record = make_record(data=EvalData("shapes", 50, "first 50", "b" * 64))
     assert "**shapes (first 50)**, 50 images" in readme_tables([record])
@@ -204,6 +214,12 @@ def test_training_shows_in_the_mark() -> None:
     root = ET.fromstring(front("shapes", records))
     shapes = {name: [mark_text(m) for m in root.iter(f"{SVG}{name}") if mark_text(m)] for name in ("rect", "circle")}
     assert shapes["rect"] == ["W8A8"] and sorted(shapes["circle"]) == ["W4A8", "float"]
+
+
+def test_every_recorded_checkpoint_is_in_git_or_said_to_be_left_out() -> None:
+    absent, recorded = absent_checkpoints(ROOT), {r.recipe for r in read_records(ROOT / "results")}
+    assert absent and absent <= recorded
+    assert recorded - absent <= set(zoo.list_checkpoints())
 
 
 def test_the_checkout_is_up_to_date() -> None:
