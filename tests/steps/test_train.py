@@ -166,6 +166,27 @@ def test_a_native_training_of_a_float_network_is_the_same_training() -> None:
     assert [type(m) for m in native.children()] == [type(m) for m in plain.children()]
 
 
+@needs_compiler
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_native_training_computes_strided_depthwise_layers(quantized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = calls(monkeypatch)
+    pictures = images(64)
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, 2, 1, groups=8), nn.BatchNorm2d(8), nn.ReLU()]
+    net = trace(nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)), pictures[:1])
+    ctx = Context(config(8, 8), Images(pictures, labels=(pictures[:, 0].mean((1, 2)) > 0).long()), net)
+    graph = apply(net, ctx, *QUANTIZE) if quantized else net
+    settings = SHORT | {"epochs": 1, "batch": 64, "bf16": True}
+    plain, native = (apply(graph, ctx, ("train", settings | {"native": n})) for n in (False, True))
+    assert used.count("depthwise_forward") == used.count("depthwise_backward") == 1
+    for name, old in graph.state_dict().items():
+        if name.endswith("weight"):
+            step, same = (trained.state_dict()[name] - old for trained in (plain, native))
+            # what bfloat16's 8 bits leave of a gradient
+            assert float((step - same).norm()) < 0.2 * float(step.norm()), name
+    assert all(getattr(m, "kernels", None) is None for m in native.modules())
+
+
 @pytest.mark.parametrize("quantizer", ["lsq", "lsq_plus", "pact", "tqt"])
 def test_a_step_on_a_gpu_waits_for_no_value(quantizer: str) -> None:
     net, ctx = start(4, 4)

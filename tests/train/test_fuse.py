@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.compiler import needs_compiler
+from zoo.graph import ops
 from zoo.graph.trace import trace
 from zoo.native.kernels import kernels
-from zoo.train.fuse import FusedNorm, fuse, restore
+from zoo.train.fuse import FusedNorm, fuse, lend, restore
 
 pytestmark = needs_compiler
 
@@ -116,3 +117,12 @@ def test_without_training_a_fused_norm_is_the_two_modules(grad: bool) -> None:
         expected = net.eval()(x)
         fuse(net, kernels())
         assert torch.equal(net(x), expected)
+
+
+def test_convolutions_are_lent_the_kernels() -> None:
+    net, _ = start()
+    convolutions = [m for m in net.modules() if isinstance(m, ops.Conv2d)]
+    assert len(convolutions) == 4
+    for given in (kernels(), None):
+        lend(net, given)
+        assert all(m.kernels is given for m in convolutions)

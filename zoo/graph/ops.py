@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.native import depthwise
+from zoo.native.kernels import Kernels
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
@@ -37,24 +40,29 @@ def default_settings(module: nn.Module) -> bool:
 
 def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: Any,
-    dilation: tuple[int, ...], groups: int,
+    dilation: tuple[int, ...], groups: int, kernels: Kernels | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return ``F.conv2d``; under bfloat16 autocast on a CPU some grouped ones are computed in float32 and rounded.
+    """Return ``F.conv2d``; under bfloat16 autocast on a CPU some grouped ones are summed in float32 and rounded.
 
     Those are the strided ones and those wider than their input: oneDNN has no fast bfloat16 kernel for their gradient,
-    which takes many times as long as in float32.
+    which takes many times as long as in float32. ``kernels``, where there are some, compute the depthwise ones.
     """
     slow = groups > 1 and (max(stride) > 1 or min(x.shape[2:]) < max(weight.shape[2:]))
     if not slow or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    kind = torch.get_autocast_dtype("cpu")
+    if kernels is not None and kind == torch.bfloat16 and depthwise.suits(x, weight, stride, padding, dilation):
+        return depthwise.depthwise(kernels, x.to(kind), weight, bias, stride[0], padding)
     with torch.autocast("cpu", enabled=False):
         offset = None if bias is None else bias.float()
         y = F.conv2d(x.float(), weight.float(), offset, stride, padding, dilation, groups)
-    return y.to(torch.get_autocast_dtype("cpu"))
+    return y.to(kind)
 
 
 class Conv2d(nn.Conv2d):
     """A convolution with static zero padding ``pad = (left, right, top, bottom)``, uneven where SAME asks for it."""
+
+    kernels: Kernels | None = None  # of a training that has some
 
     def __init__(
         self, channels_in: int, channels_out: int, kernel: tuple[int, int], *, stride: tuple[int, int] = (1, 1),
@@ -75,7 +83,7 @@ class Conv2d(nn.Conv2d):
         """Return ``[N, channels_out, H', W']``."""
         if self.extra_pad is not None:
             x = F.pad(x, self.extra_pad)
-        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, self.kernels)
 
     @classmethod
     def of(cls, conv: nn.Conv2d, pad: tuple[int, int, int, int]) -> Conv2d:

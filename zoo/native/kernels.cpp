@@ -7,34 +7,13 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 #include <vector>
 
+#include "depthwise.h"
+#include "numbers.h"
+
 namespace {
-
-struct bfloat {
-    uint16_t bits;
-};
-
-inline float load(const float* p) { return *p; }
-
-inline float load(const bfloat* p) {
-    const uint32_t wide = static_cast<uint32_t>(p->bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, sizeof value);
-    return value;
-}
-
-inline void store(float* p, float value) { *p = value; }
-
-inline void store(bfloat* p, float value) {
-    uint32_t wide;
-    std::memcpy(&wide, &value, sizeof wide);
-    const uint32_t rounded = (wide + 0x7fffu + ((wide >> 16) & 1u)) >> 16;
-    // NaN would round to infinity
-    p->bits = static_cast<uint16_t>((wide & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
-}
 
 // a NaN fails both comparisons and stays one
 inline float clamped(float value, float low, float high) {
@@ -396,6 +375,14 @@ void range_backward(const T* x, const T* g, T* dx, int64_t rows, int64_t width, 
                                       const float* scale, float low, float high, int mode, float* range,             \
                                       int threads) {                                                                 \
         range_backward(x, g, dx, rows, width, scale, low, high, mode, range, threads);                               \
+    }                                                                                                                \
+    EXPORT void depthwise_forward_##name(const T* x, const float* weight, const float* bias, T* y,                   \
+                                         const int64_t* shape, int threads) {                                        \
+        depthwise_forward(x, weight, bias, y, Shape(shape), threads);                                                \
+    }                                                                                                                \
+    EXPORT void depthwise_backward_##name(const T* x, const T* g, const float* weight, T* dx, float* dweight,        \
+                                          float* dbias, const int64_t* shape, int threads) {                         \
+        depthwise_backward(x, g, weight, dx, dweight, dbias, Shape(shape), threads);                                 \
     }
 
 EXPORT_FOR(float32, float)

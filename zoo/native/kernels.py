@@ -17,6 +17,8 @@ _SIGNATURES: dict[str, list[Any]] = {
     "normed_backward": [*[_POINTER] * 3, *[_LONG] * 2, *[_POINTER] * 4, *[_FLOAT] * 3, _INT, *[_POINTER] * 3, _INT],
     "range_forward": [*[_POINTER] * 2, *[_LONG] * 2, _POINTER, *[_FLOAT] * 2, _INT],
     "range_backward": [*[_POINTER] * 3, *[_LONG] * 2, _POINTER, *[_FLOAT] * 2, _INT, _POINTER, _INT],
+    "depthwise_forward": [*[_POINTER] * 5, _INT],
+    "depthwise_backward": [*[_POINTER] * 7, _INT],
 }
 # what the gradient of the scale is made of: rounding and clipping, clipping alone, nothing (and nothing is rounded)
 ROUNDING, CLIPPING, FLOAT = range(3)
@@ -98,9 +100,35 @@ class Kernels:
         )  # fmt: skip
         return grad_u, grad_gamma, grad_beta, sums[0], sums[1]
 
+    def depthwise_forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: tuple[int, int]
+    ) -> Tensor:
+        """Return channels_last ``x`` [N, C, H, W] convolved by ``weight`` [C, 1, K, K], K 3 or 5, plus ``bias`` [C].
+
+        The padding is less than K, height and width with it at least K.
+        """
+        kernel = weight.shape[2]
+        size = [(s + 2 * p - kernel) // stride + 1 for s, p in zip(x.shape[2:], padding, strict=True)]
+        y = torch.empty(*x.shape[:2], *size, dtype=x.dtype, memory_format=torch.channels_last)
+        self._call("depthwise_forward", x, x, weight, bias, y, _longs(*x.shape, kernel, stride, *padding, *size))
+        return y
+
+    def depthwise_backward(
+        self, x: Tensor, grad: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of x, weight and bias; ``grad`` is channels_last as x."""
+        grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty(len(weight))
+        shape = _longs(*x.shape, weight.shape[2], stride, *padding, *grad.shape[2:])
+        self._call("depthwise_backward", x, x, grad, weight, grad_x, grad_weight, grad_bias, shape)
+        return grad_x, grad_weight, grad_bias
+
     def _call(self, name: str, typed: Tensor, *arguments: Any) -> None:
         function = self.functions[name, typed.dtype]
         function(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments), torch.get_num_threads())
+
+
+def _longs(*values: int) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(values))(*values)
 
 
 @lru_cache(maxsize=1)

@@ -38,7 +38,7 @@ def compiler() -> list[str] | None:
 
 
 def compile_kernels(faster: tuple[tuple[str, ...], ...] = _FASTER) -> ctypes.CDLL:
-    """Return the compiled and loaded library; about two seconds.
+    """Return the compiled and loaded library; a few seconds.
 
     Raises RecipeError without a compiler, and with its error where it fails.
     """

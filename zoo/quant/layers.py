@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.graph import ops
+from zoo.native.kernels import Kernels
 from zoo.quant.ops import readable
 from zoo.quant.quantizer import Quantizer
 from zoo.quant.spec import Format
@@ -146,6 +147,8 @@ class QWeighted(QNode):
 class QConv2d(QWeighted):
     """Convolution with static padding."""
 
+    kernels: Kernels | None = None  # of a training that has some
+
     def __init__(self, layer: ops.Conv2d, weight_format: Format, out: Quantizer, act: str | None = None) -> None:
         """Take over stride, padding, dilation and groups."""
         super().__init__(layer, weight_format, out, act)
@@ -156,7 +159,7 @@ class QConv2d(QWeighted):
         """Return ``[N, out, H', W']``."""
         if self.extra_pad is not None:
             x = F.pad(x, self.extra_pad)
-        return ops.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return ops.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups, self.kernels)
 
 
 class QLinear(QWeighted):

@@ -26,7 +26,7 @@ from zoo.train.dampen import Dampen
 from zoo.train.data import Data
 from zoo.train.ema import Average
 from zoo.train.freeze import Freeze, Frozen
-from zoo.train.fuse import fuse, restore
+from zoo.train.fuse import fuse, lend, restore
 from zoo.train.layers import LOW, low_bit
 from zoo.train.log import Log, tensorboard
 from zoo.train.loop import Loop
@@ -57,8 +57,9 @@ class Train:
     ``holdout`` images of the training split are not trained on but measured each epoch: tune on them, never on test
     images. ``patience`` epochs at chance level refuse the run. ``bf16`` computes convolutions in bfloat16 under
     autocast. ``compile`` is for a GPU: it fuses quantizers with their neighbours. On a CPU it needs a C++ compiler and
-    loses to the operations written for it. ``native`` computes ranges, and BatchNorm with what clamps it, by kernels in
-    C++, compiled at the start, on a CPU; they sum in another order and round codes from float32 under bf16 too.
+    loses to the operations written for it. ``native`` computes ranges, BatchNorm with what clamps it, and the depthwise
+    convolutions that are slow under bf16, by kernels in C++, compiled at the start, on a CPU; they sum in another order
+    and round codes from float32 under bf16 too.
     """
 
     epochs: int = 60
@@ -123,6 +124,7 @@ class Train:
         net = clone(net).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         native = kernels() if self.native and device.type == "cpu" else None
         learners = attach(net, self.quantizer, self.optimizer == "adamw", native) if quantized else []
+        lend(net, native)
         # several processes share their statistics, which the fused BatchNorm does not
         fused = fuse(net, native) if native and not quantized and ranks.count() == 1 else {}
         if self.standardize:
@@ -151,6 +153,7 @@ class Train:
         if loop.average is not None:
             loop.average.write(net)
         restore(net, fused)
+        lend(net, None)
         self._finish(net, loop, ctx)
         return net.to("cpu").eval()
 

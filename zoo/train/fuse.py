@@ -1,4 +1,4 @@
-"""BatchNorm and the clamp behind it as one operation, while a float network is trained."""
+"""What else than ranges compiled kernels compute: convolutions, and a float network's BatchNorm with its clamp."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
+from zoo.graph.ops import Conv2d
 from zoo.native.kernels import FLOAT, Kernels
 from zoo.quant import ops
+from zoo.quant.layers import QConv2d
 from zoo.quant.learned._normed import fits
 
 _ENDS: dict[type[nn.Module], tuple[float, float]] = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}
@@ -63,6 +65,13 @@ class FusedNorm(nn.BatchNorm2d):
             kernels, x, self.weight, self.bias, (self.running_mean, self.running_var), self.momentum, self.eps, *ends
         )
         return y
+
+
+def lend(net: fx.GraphModule, kernels: Kernels | None) -> None:
+    """Give every convolution of a float graph or a Q-graph the kernels, or take them away."""
+    for module in net.modules():
+        if isinstance(module, Conv2d | QConv2d):
+            module.kernels = kernels
 
 
 def fuse(net: fx.GraphModule, kernels: Kernels) -> dict[str, nn.Module]:
