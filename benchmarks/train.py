@@ -33,7 +33,7 @@ from zoo.recipe import Step, make_step
 from zoo.resolve import build
 from zoo.train import optimizer as optimizers
 from zoo.train.data import Data
-from zoo.train.fuse import fuse
+from zoo.train.fuse import fuse, lend
 from zoo.train.log import Log
 from zoo.train.loop import Loop
 from zoo.train.objective import Objective
@@ -76,6 +76,7 @@ def loop_of(task: Task, quantized: bool, bf16: bool, quantizer: str = "lsq", nat
     net = net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     compiled = kernels() if native else None
     learners = attach(net, quantizer, False, compiled) if quantized else []
+    lend(net, compiled)
     if compiled is not None and not quantized:
         fuse(net, compiled)
     parameters, groups = optimizers.groups(net, lr=1e-3, weight_decay=1e-4, lr_scale=1e-3)
