@@ -52,6 +52,7 @@ class Variant:
 class Ablation:
     """``recipes/ablation/NAME.yaml``: a recipe, the fields all variants share, and the variants, the base first.
 
+    ``steps`` stand in place of the recipe's: what was measured stays what it was when the recipe goes on to change.
     ``takes`` are the variants whose difference the recipe has, and ``why`` says why; ``oscillations`` are those
     that are drawn layer by layer.
     """
@@ -61,6 +62,7 @@ class Ablation:
     common: tuple[str, ...]
     variants: dict[str, Any]
     why: str
+    steps: tuple[Any, ...] | None = None
     takes: tuple[str, ...] = ()
     oscillations: tuple[str, ...] = ()
 
@@ -93,6 +95,8 @@ def resolve(name: str, variant: str, seed: int, ablation: Ablation | None = None
     where = f"{name}.variants.{variant}"
     chosen = ablation.variant(variant, name)
     base = compose([f"recipe={ablation.recipe}", *ablation.common, *chosen.fields])
+    if ablation.steps is not None:
+        base["steps"] = list(ablation.steps)
     fields = chosen.apply(base, where) | {"name": variant, "seed": seed}
     Recipe.parse(fields, where)
     return fields
