@@ -17,14 +17,16 @@ from zoo.results import Record, read_records
 _HEAD = """# What each technique gives
 
 Generated from the records below `results/ablations`; `python -m zoo.ablate NAME` makes those that are missing. Each
-row changes one thing of the first row's recipe (`recipes/ablation`). Top-1 in percent is that of the integer network
-at the last epoch, on held-out training images: settings are chosen here, never on test images. Where a description
-does not say otherwise, the float network that the variants start from, and its teacher, have seen the held-out images,
-so rows compare with each other and with nothing else; one that moves less from that network, with its own parent as
-teacher or none, may owe a part of its lead to what it remembers of them. The interval is that of one accuracy (95 %,
-Wald) on these images, not of a difference: variants and seeds share images and start. Oscillating are the low-bit
-weights that go back and forth between integers at the end of the last training (frequency above 0.005, as in Nagel et
-al. 2022).
+row changes the first row's recipe (`recipes/ablation`) as it says. Top-1 in percent is that of the integer network at
+the last epoch, on held-out training images: settings are chosen here, never on test images.
+
+Compare rows only within a section. Unless a section says otherwise, its float network and the teacher were trained on
+the held-out images too: a variant that stays closer to that network may look better because the network remembers
+these images.
+
+The interval is that of one accuracy (95 %, Wald) on these images, not of a difference: variants and seeds share
+images and start. Oscillating are the low-bit weights that go back and forth between integers at the end of the last
+training (frequency above 0.005, as in Nagel et al. 2022).
 """
 
 
@@ -88,7 +90,9 @@ def _mean(records: Sequence[Record]) -> float:
 
 def _difference(variant: Mapping[str, Any]) -> str:
     parts = [f"`{field}`" for field in variant.get("fields", ())]
-    parts += [f"`{k}: {json.dumps(v).replace('{}', 'defaults')}`" for k, v in variant.get("train", {}).items()]
+    # to count what oscillates changes nothing
+    settings = {k: v for k, v in variant.get("train", {}).items() if k != "oscillations"}
+    parts += [f"`{k}: {json.dumps(v).replace('{}', 'defaults')}`" for k, v in settings.items()]
     parts += [f"without `{name}`" for name in variant.get("without", ())]
     parts += ["other steps"] if "steps" in variant else []
     return ", ".join(parts) or "nothing"

@@ -1,7 +1,7 @@
 """Render every table and plot from the records: ``python -m evaluate.table [--check]``.
 
-Writes ``results/table.csv``, the pictures and the pages below ``results``, and the part of ``README.md`` between the
-markers. ``--check`` writes nothing and exits with 1 when one of them is stale.
+Writes ``results/table.csv``, the pictures and the pages below ``results``, the cards of its checkpoints, and the part
+of ``README.md`` between the markers. ``--check`` writes nothing and exits with 1 when one of them is stale.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from evaluate import curve
 from evaluate.ablations import ablations_pages
+from evaluate.cards import cards, write_card
 from evaluate.floats import float_table
 from evaluate.front import front_path, fronts
 from evaluate.seeds import over_seeds, require_same
@@ -27,7 +28,8 @@ from zoo.results import FLOATS, Record, read_records, write_text
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 _COLUMNS = (
     "recipe", "model", "bits", "data", "subset", "n", "data_fingerprint", "semantics", "budget", "float_top1", "top1",
-    "drop", "drop_low", "drop_high", "top1_fake", "agreement", "weights_bytes", "float_bytes", "compression",
+    "drop", "drop_low", "drop_high", "top1_fake", "agreement", "weights_bytes", "float_bytes", "compression", "macs",
+    "activation_bytes",
     "seconds", "calibration", "calibration_n", "seed", "python", "torch", "torchvision", "timm", "zoo", "cpu",
     "threads", "commit", "dirty", "artifact_sha256", "parent_sha256", "recipe_sha256",
 )  # fmt: skip
@@ -55,6 +57,8 @@ def _row(r: Record) -> dict[str, object]:
     row.update({name: r.versions.get(name, "") for name in ("python", "torch", "torchvision", "timm", "zoo")})
     row.update({name: f"{getattr(r, name):.4f}" for name in ("float_top1", "top1", "top1_fake", "drop", "agreement")})
     return row | {
+        "macs": r.macs or "",
+        "activation_bytes": r.activation_bytes or "",
         "data": r.data.name,
         "subset": r.data.subset,
         "n": r.data.n,
@@ -85,9 +89,9 @@ def readme_tables(records: Sequence[Record], absent: frozenset[str] = frozenset(
         rows = list(group)
         blocks.append(
             f"**{label}**, {_one_or_range([r.data.n for r, _ in rows])} images\n\n"
-            "| recipe | bits | float top-1 | integer top-1 | seeds | drop [95 %] | weights | vs float | arithmetic "
-            "| time | versions | sha256 |\n"
-            "|---|---|---:|---:|---:|---:|---:|---:|---|---:|---|---|\n"
+            "| recipe | bits | float top-1 | integer top-1 | seeds | drop [95 %] | weights | vs float | MACs "
+            "| activations | arithmetic | time | versions | sha256 |\n"
+            "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|---|---|\n"
             + "".join(_readme_row(r, seeds, r.recipe in absent) for r, seeds in rows)
             + f"\n![{label}: accuracy versus size](results/{front_path(label).as_posix()})\n"
         )
@@ -114,7 +118,7 @@ def _with_seeds(records: Sequence[Record]) -> tuple[Record, str]:
 def _readme_row(r: Record, seeds: str, absent: bool) -> str:
     low, high = r.drop_interval
     cells = (
-        f"`{r.recipe}`",
+        f"`{r.recipe}`" if absent else f"[`{r.recipe}`](results/{r.checkpoint.as_posix()}/README.md)",
         r.bits,
         f"{r.float_top1:.2f}",
         f"**{r.top1:.2f}**",
@@ -122,8 +126,10 @@ def _readme_row(r: Record, seeds: str, absent: bool) -> str:
         f"{r.drop:.2f} [{low:.2f}, {high:.2f}]",
         size(r.weights_bytes) + (", not in git" if absent else ""),
         f"{r.float_bytes / r.weights_bytes:.1f}x smaller",
+        millions(r.macs) if r.macs else "",
+        size(r.activation_bytes) if r.activation_bytes else "",
         r.semantics,
-        duration(sum(r.seconds.values())) + (f" ({r.budget})" if r.budget else ""),
+        duration(sum(r.seconds.values())) + (f" ({r.budget})" if r.budget != "fast" else ""),
         ", ".join(f"{k} {r.versions[k]}" for k in ("torch", "timm", "zoo") if k in r.versions),
         f"`{r.artifact_sha256[:12]}`",
     )
@@ -133,6 +139,11 @@ def _readme_row(r: Record, seeds: str, absent: bool) -> str:
 def size(count: int) -> str:
     """Return bytes as text in kB or MB, powers of ten."""
     return f"{count / 1e6:.2f} MB" if count >= 1_000_000 else f"{count / 1e3:.1f} kB"
+
+
+def millions(count: int) -> str:
+    """Return a count as text in millions."""
+    return f"{count / 1e6:.1f} M"
 
 
 def duration(seconds: float) -> str:
@@ -195,12 +206,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when something is stale")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent, help="the checkout")
     options = parser.parse_args(arguments)
-    stale = {p: t for p, t in render(options.root).items() if not _same(p, t)}
+    shown = cards(options.root / "results")
+    stale = {p: t for p, t in (render(options.root) | shown).items() if not _same(p, t)}
     for path, text in stale.items():
         if options.check:
             print(f"{path.relative_to(options.root)}: is stale; run python -m evaluate.table", file=sys.stderr)
         else:
-            write_text(path, text)
+            (write_card if path in shown else write_text)(path, text)
             print(f"wrote {path.relative_to(options.root)}")
     return int(options.check and bool(stale))
 

@@ -1,4 +1,4 @@
-"""Say what exists: ``python -m zoo.list`` prints recipes, models, data sets, steps and published checkpoints."""
+"""Say what exists: ``python -m zoo.list`` prints recipes, models, data sets, steps and checkpoints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def overview() -> str:
         _block("data sets: data=NAME", describe(root / "data")),
         _block("formats: quant=NAME", describe(root / "quant")),
         "steps, in a recipe's list:\n  " + (", ".join(resolve.names("zoo.steps")) or "none"),
-        "published checkpoints: zoo.load(NAME)\n" + _checkpoints(results_dir()),
+        "checkpoints: zoo.load(NAME)\n" + _checkpoints(results_dir()),
     ]
     return "\n\n".join(blocks) + "\n"
 

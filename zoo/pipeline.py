@@ -21,6 +21,7 @@ from zoo.data import DataConfig, Split, class_names, find_reader, load_split
 from zoo.errors import GraphError, RecipeError
 from zoo.evaluation import Scores, predict
 from zoo.graph.trace import trace
+from zoo.integer.cost import activation_bytes, macs
 from zoo.integer.program import Program
 from zoo.integer.shapes import classes
 from zoo.paths import results_dir, run_place
@@ -264,7 +265,7 @@ def make_record(
         command=command, steps=tuple(json.dumps({s.name: s.settings}, sort_keys=True) if s.settings else s.name
                                      for s in recipe.steps),
         notes=tuple(f"{k}: {json.dumps(v, sort_keys=True)}" for k, v in sorted(log.items())),
-        logits_sha256=scores["integer"].logits_sha256,
+        logits_sha256=scores["integer"].logits_sha256, macs=macs(program), activation_bytes=activation_bytes(program),
     )  # fmt: skip
 
 

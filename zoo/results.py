@@ -78,8 +78,9 @@ class Record:
     ``top1`` is of the integer network, ``top1_fake`` of the fake-quantized one, ``agreement`` the share of images on
     which both choose the same class, ``float_top1`` the float parent's on the same images, ``drop`` float minus
     integer with its paired 95 % interval ``drop_interval``, ``logits_sha256`` over the integer network's logits (empty
-    in older records: ``zoo.evaluation.Scores``), ``command`` what makes the record again. Values out of range raise
-    ValueError.
+    in older records: ``zoo.evaluation.Scores``), ``command`` what makes the record again; ``macs`` and
+    ``activation_bytes`` are those of ``zoo.integer.cost`` (0 where the checkpoint was not at hand when they came to be
+    recorded). Values out of range raise ValueError.
     """
 
     recipe: str
@@ -109,6 +110,8 @@ class Record:
     steps: tuple[str, ...]
     notes: tuple[str, ...] = ()
     logits_sha256: str = ""
+    macs: int = 0
+    activation_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no run can have produced."""
@@ -121,6 +124,8 @@ class Record:
             raise ValueError(f"drop {self.drop} is not float_top1 - top1 = {self.float_top1 - self.top1:.4f}")
         if self.data.n < 1 or self.weights_bytes < 1 or self.float_bytes < 1:
             raise ValueError("data.n, weights_bytes and float_bytes must be positive")
+        if self.macs < 0 or self.activation_bytes < 0:
+            raise ValueError("macs and activation_bytes must not be negative")
         for part in (self.recipe, self.data.name, self.semantics):
             if not part or "/" in part or part.startswith("."):
                 raise ValueError(f"{part!r} cannot be part of a file name")

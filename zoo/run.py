@@ -22,7 +22,7 @@ usage: python -m zoo.run recipe=NAME [field=value ...]
 
   recipe=NAME            one of: {recipes}
   recipe=FILE.yaml       a resolved recipe, such as a checkpoint's recipe.yaml; takes no further fields
-  FIELD=VALUE            change any field, e.g. seed=1 budget=full steps.2.calibrate.act=percentile quant.act.bits=6
+  FIELD=VALUE            change any field, e.g. seed=1 images=256 steps.3.calibrate.act=percentile quant.act.bits=6
   model=NAME data=NAME quant=NAME   swap a whole group
   output=DIR             where to write (default: results/ of a checkout, ./results otherwise)
   check=true             resolve and print the recipe, run nothing
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
         print(help_text())
         return 0
     fields, own = resolve(arguments)
-    if own.get("check") == "true":
+    if _flag("check", own.get("check", "false")):
         from zoo.pipeline import dry, yaml_text
 
         dry(fields)
@@ -72,13 +72,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _flag(name: str, value: str) -> bool:
+    if value not in ("true", "false"):
+        raise RecipeError(f"{name}: expected true or false, got {value!r}")
+    return value == "true"
+
+
 def _hub(own: dict[str, str]) -> Any:
     """Return where to publish, None if nowhere; asks the hub who we are, so that no long run is in vain."""
     given = {key.removeprefix("hub."): value for key, value in own.items() if key.startswith("hub.")}
-    wanted = given.pop("publish", "false")
-    if wanted not in ("true", "false"):
-        raise RecipeError(f"hub.publish: expected true or false, got {wanted!r}")
-    if wanted == "false":
+    if not _flag("hub.publish", given.pop("publish", "false")):
         return None
     from zoo.hub import options
     from zoo.hub.publish import Options, check_access

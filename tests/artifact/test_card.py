@@ -85,9 +85,9 @@ def test_bits_per_layer_group_and_tensor() -> None:
     [
         "| float parent | 90.00 |", "**88.50** | -1.50 |", "| this one, fake-quantized | 88.00 | -2.00 |",
         "[-0.25, 3.25]", "99.50 %", "200 images of shapes", "12,345 bytes", "8.00 times smaller", "98,765 bytes",
-        "`python -m zoo.run recipe=toy_w4a8`", "64 images of shapes-train", "seed 0", "`tflite`", "22 s on a CPU",
-        "f" * 40, "| `model.safetensors` | `" + "d" * 64, "| `config.json` | `" + "1" * 64, "torch 2.15.0",
-        "steps: `fold_batchnorm`, `quantize`,", '{"mean": [1.5], "size": [32, 32]}',
+        "`python -m zoo.run recipe=toy_w4a8`", "given to the steps: 64 of shapes-train", "seed 0", "`tflite`",
+        "22 s on a CPU", "f" * 40, "| `model.safetensors` | `" + "d" * 64, "| `config.json` | `" + "1" * 64,
+        "torch 2.15.0", "steps: `fold_batchnorm`, `quantize`,", '{"mean": [1.5], "size": [32, 32]}',
     ],
 )  # fmt: skip
 def test_card_says(part: str) -> None:
@@ -99,6 +99,29 @@ def test_notes_and_local_changes_are_said() -> None:
     text = card(notes=("a remark",), git=git)
     assert "- a remark\n" in text and "with local changes" in text
     assert "with local changes" not in card()
+
+
+def test_one_thread_is_one_and_seeds_are_named() -> None:
+    one = type(make_record().machine)("a CPU", 1)
+    assert "on a CPU, 1 thread\n" in card(machine=one) and "on a CPU, 2 threads\n" in card()
+    assert "those of seed 3;" in card(seed=3) and "## What the steps noted" not in card()
+
+
+def test_cost_is_said_where_it_is_known() -> None:
+    text = card(macs=1_234_567, activation_bytes=8_192)
+    assert "1,234,567 multiply-accumulates" in text and "8,192 bytes of activations" in text
+    assert "multiply-accumulates" not in card()
+
+
+def test_few_layers_are_all_named_and_of_many_the_first_and_the_last() -> None:
+    def named(count: int) -> str:
+        stem, *rest = CONFIG["nodes"]
+        layers = [layer(f"c{i}", "conv2d", "image_codes", 4, 4) for i in range(count)]
+        text = render_card(make_record().to_dict(), CONFIG | {"nodes": [stem, *layers, rest[-1]]})
+        return next(line for line in text.splitlines() if "`c0`" in line)
+
+    assert "(`c0`, `c1`, `c2`, `c3`) | 4 |" in named(4)
+    assert "`c6`, ..., `c19`) | 20 |" in named(20)
 
 
 def test_same_arguments_same_bytes() -> None:

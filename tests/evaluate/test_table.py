@@ -116,7 +116,8 @@ def test_csv_holds_every_record_as_numbers() -> None:
     rows = list(csv.DictReader(io.StringIO(table_csv(many()))))
     assert [r["recipe"] for r in rows] == ["big_w8a8", "toy_w8a8", "toy_w4a8", "toy_w4a4"]
     row = next(r for r in rows if r["recipe"] == "toy_w4a8")
-    assert None not in row and "" not in {row[k] for k in row if k not in ("torchvision", "timm", "zoo")}
+    unknown = ("torchvision", "timm", "zoo", "macs", "activation_bytes")
+    assert None not in row and "" not in {row[k] for k in row if k not in unknown} and row["macs"] == ""
     expected = {
         "top1": 88.5, "drop": 1.5, "drop_low": -0.25, "drop_high": 3.25, "weights_bytes": 12345, "seconds": 21.8,
         "compression": 8.0, "n": 200, "seed": 0, "dirty": 0,
@@ -130,10 +131,14 @@ def test_readme_has_a_table_for_each_data_set() -> None:
     assert text.count("|---|---|---:") == 2
     assert "**imagenet-val1000**, 1,000 images" in text and "**shapes**, 200 images" in text
     row = next(line for line in text.splitlines() if "`toy_w4a8`" in line)
+    assert row.startswith("| [`toy_w4a8`](results/toy_w4a8/checkpoint/README.md) | W4A8 |")
     for part in ("90.00", "**88.50**", "1.50 [-0.25, 3.25]", "12.3 kB", "8.0x smaller", "22 s", "dddddddddddd"):
         assert part in row
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
-    assert widths == {13}
+    assert widths == {15}
+    costly = readme_tables([make_record(macs=12_501_632, activation_bytes=49_152)])
+    assert "| 8.0x smaller | 12.5 M | 49.2 kB | tflite |" in costly
+    assert "| 8.0x smaller |  |  | tflite |" in row
 
 
 def test_a_checkpoint_that_git_leaves_out_says_so(checkout: Path) -> None:
@@ -141,8 +146,10 @@ def test_a_checkpoint_that_git_leaves_out_says_so(checkout: Path) -> None:
         write_record(record, checkout / "results")
     (checkout / ".gitignore").write_text("*.pyc\n# beyond 4 MB\nresults/large/checkpoint/\nresults/*/seed*/\n")
     assert main(["--root", str(checkout)]) == 0
-    rows = {line.split("`")[1]: line for line in (checkout / "README.md").read_text().splitlines() if "| `" in line}
+    lines = (checkout / "README.md").read_text().splitlines()
+    rows = {line.split("`")[1]: line for line in lines if line.count("`") > 1}
     assert "12.3 kB, not in git |" in rows["large"] and "12.3 kB |" in rows["toy_w4a8"]
+    assert rows["large"].startswith("| `large` |")  # no card lies in git
 
 
 def test_a_subset_is_labelled() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 _LIBRARY = "lowbit-zoo"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
 _WEIGHTED = ("conv2d", "linear")
+_NAMED = 8  # layers of a group that a table names
 _LEARNED = ("reconstruct", "adaround", "distill")
 _ROLE = {"input": "network input", "add": "residual adds", "mul": "products", "cat": "concatenations", "mean": "pools",
          "avg_pool": "pools", "table": "table activations",
@@ -49,16 +50,19 @@ def render_card(
     r = record_fields
     parts = [
         _front_matter(r, config, hub),
-        f"# {r['recipe']}\n\n{r['model']} with {_words(r['bits'])}, made by the recipe `{r['recipe']}` of {_LIBRARY}.",
+        f"# {r['recipe']}\n\n{r['model']} at {r['bits']}{_words(r['bits'])}, made by the recipe `{r['recipe']}` of "
+        f"{_LIBRARY}.",
         _accuracy(r),
         _load(f"{hub.repo}@{hub.tag}" if hub else r["recipe"]),
         *([_timm(r, hub)] if hub else []),
         "## What is quantized\n\n" + _quantized(r, config),
         "## Size\n\n"
         f"`model.safetensors`: {r['weights_bytes']:,} bytes, {r['float_bytes'] / r['weights_bytes']:.2f} times smaller "
-        f"than the float weights ({r['float_bytes']:,} bytes).",
+        f"than the float weights ({r['float_bytes']:,} bytes)." + _cost(r),
         _making(r, config),
         _limits(r),
+        *_log(r),
+        _licence(r, config),
         _hashes(r, files or {}),
     ]
     return "\n\n".join(parts) + "\n"
@@ -186,7 +190,18 @@ def _conv(node: Mapping[str, Any]) -> str:
 
 
 def _which(names: Sequence[str]) -> str:
-    return ", ".join(f"`{n}`" for n in names) if len(names) <= 2 else f"`{names[0]}` to `{names[-1]}`"
+    said = [f"`{n}`" for n in names]
+    return ", ".join(said if len(said) <= _NAMED else [*said[: _NAMED - 1], "...", said[-1]])
+
+
+def _cost(r: Mapping[str, Any]) -> str:
+    if not r.get("macs"):
+        return ""
+    return (
+        f"\n\nOne image takes {r['macs']:,} multiply-accumulates. At most {r['activation_bytes']:,} bytes of "
+        "activations live at once, each tensor packed to 2, 4, 8 or 16 bits and nodes in the order of `config.json`; "
+        "an engine that keeps a byte per code needs more, one that computes in place or in tiles less."
+    )
 
 
 def _making(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -194,13 +209,14 @@ def _making(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     lines = [
         f"- command: `{r['command']}` (seed {r['seed']}, budget `{r['budget']}`)",
         f"- steps: {', '.join(f'`{s}`' for s in r['steps'])}",
-        f"- calibration: {calibration['n']:,} images of {calibration['name']}, fingerprint "
+        f"- images given to the steps: {calibration['n']:,} of {calibration['name']}, fingerprint "
         f"`{calibration['fingerprint']}`; none of them is among the test images",
         f"- float parent: {parent['source']}, sha256 `{parent['sha256']}`",
         f"- test images: fingerprint `{r['data']['fingerprint']}`",
         f"- code: commit `{git['commit']}`{' with local changes' if git['dirty'] else ''}, "
         + ", ".join(f"{k} {v}" for k, v in sorted(r["versions"].items())),
-        f"- time: {sum(r['seconds'].values()):.0f} s on {r['machine']['cpu']}, {r['machine']['threads']} threads",
+        f"- time: {sum(r['seconds'].values()):.0f} s on {r['machine']['cpu']}, "
+        f"{r['machine']['threads']} thread{'s' * (r['machine']['threads'] != 1)}",
     ]
     if config.get("preprocess"):
         lines.append(f"- preprocessing: `{json.dumps(config['preprocess'], sort_keys=True)}`")
@@ -210,11 +226,23 @@ def _making(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 def _limits(r: Mapping[str, Any]) -> str:
     lines = [
         f"- The accuracy holds for the images named above ({r['data']['name']}) and for no others.",
-        "- One seed; the interval covers the choice of test images, not the choice of seed.",
-        "- The integer arithmetic is exact on any machine; the fake-quantized network rounds as the machine's float "
-        "kernels do.",
+        f"- These weights are those of seed {r['seed']}; the interval covers the choice of test images, not of the "
+        "seed. The project's table says what other seeds reach, where there are some.",
+        "- The integers are the same on any machine; the float network that they came from is not.",
     ]
-    return "## Limits\n\n" + "\n".join([*lines, *(f"- {note}" for note in r["notes"])])
+    return "## Limits\n\n" + "\n".join(lines)
+
+
+def _log(r: Mapping[str, Any]) -> list[str]:
+    return ["## What the steps noted\n\n" + "\n".join(f"- {note}" for note in r["notes"])] if r["notes"] else []
+
+
+def _licence(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    return (
+        f"## Licence\n\n{config.get('license', 'apache-2.0')}, as the float parent's weights "
+        f"({r['parent']['source']}). The terms of the images ({r['data']['name']}, {r['calibration']['name']}) are "
+        "their publisher's; none of them is in this folder."
+    )
 
 
 def _hashes(r: Mapping[str, Any], files: Mapping[str, str]) -> str:
@@ -230,7 +258,12 @@ def _step_name(step: str) -> str:
 
 def _words(bits: str) -> str:
     match = re.match(r"W(\d+)A(\d+)\Z", bits)
-    return f"{match[1]}-bit weights and {match[2]}-bit activations" if match else f"{bits} weights and activations"
+    if not match:
+        return ""
+    return (
+        f" ({match[1]}-bit weights and {match[2]}-bit activations in what layers multiply, with the exceptions named "
+        "below)"
+    )
 
 
 def _q(text: object) -> str:
