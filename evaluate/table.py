@@ -1,7 +1,8 @@
 """Render every table and plot from the records: ``python -m evaluate.table [--check]``.
 
-Writes ``results/table.csv``, the pictures and the pages below ``results``, the cards of its checkpoints, and the part
-of ``README.md`` between the markers. ``--check`` writes nothing and exits with 1 when one of them is stale.
+Writes ``results/table.csv``, the pictures and the pages below ``results``, the cards of its checkpoints, and the parts
+of ``README.md`` and ``benchmarks/README.md`` between the markers. ``--check`` writes nothing and exits with 1 when one
+of them is stale.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from evaluate.cards import cards, write_card
 from evaluate.floats import float_table
 from evaluate.front import front_path, fronts
 from evaluate.seeds import over_seeds, require_same
+from evaluate.speeds import speeds
 from zoo.console import command, entry
 from zoo.errors import ArtifactError
 from zoo.results import FLOATS, Record, read_records, write_text
@@ -173,13 +175,19 @@ def render(root: Path) -> dict[Path, str]:
     except OSError as error:
         raise ArtifactError(f"{readme}: cannot be read ({error.strerror}); run from a checkout") from None
     tables = readme_tables(records, absent_checkpoints(root)) + float_table(root / "results" / FLOATS)
-    return {
+    pages = {} if not (root / "benchmarks").is_dir() else _speeds(root / "benchmarks")
+    return pages | {
         root / "results" / "table.csv": table_csv(records),
         **{root / "results" / p: text for p, text in fronts([shown for shown, _ in _rows(records)]).items()},
         readme: put_between(text, tables, "README.md"),
         **ablations_pages(root / "recipes", root / "results"),
         **_curves(root / "results"),
     }
+
+
+def _speeds(folder: Path) -> dict[Path, str]:
+    page = folder / "README.md"
+    return {page: put_between(page.read_text(encoding="utf-8"), speeds(folder), "benchmarks/README.md")}
 
 
 def absent_checkpoints(root: Path) -> frozenset[str]:

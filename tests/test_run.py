@@ -84,6 +84,30 @@ def test_steps_that_end_in_no_integers_are_refused_before_any_work() -> None:
             start(fields)
 
 
+def test_a_float_training_before_quantize_is_refused() -> None:
+    from zoo.pipeline import dry
+
+    fields = compose(["recipe=resnet8_fashion_w4a4"])
+    fields["steps"] = [{"train": {"epochs": 1}}, *fields["steps"]]
+    with pytest.raises(RecipeError, match="train before quantize would train the float network"):
+        dry(fields)
+
+
+@pytest.mark.parametrize("word", ["yes", "True", "1"])
+def test_a_check_is_true_or_false_and_nothing_is_run_by_mistake(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe=resnet8_fashion_w4a4", f"check={word}"]) == 2
+    assert capsys.readouterr().err == f"error: check: expected true or false, got {word!r}\n"
+
+
+def test_the_example_of_the_help_is_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    example = next(line for line in shown.splitlines() if "change any field" in line).partition("e.g. ")[2].split()
+    first = next(line for line in shown.splitlines() if "start with:" in line).rpartition(" ")[2]
+    fields = compose([first, *example])
+    assert fields["seed"] == 1 and fields["quant"]["act"]["bits"] == 6 and len(example) == 4
+
+
 def test_a_run_writes_a_checkpoint_a_record_and_nothing_else(tmp_path: Path) -> None:
     done = command([*SMALL, f"output={tmp_path}"])
     assert done.returncode == 0, done.stderr

@@ -107,9 +107,15 @@ def run(fields: dict[str, Any], *, output: Path | None = None, command: str = ""
 
 
 def require_integers(recipe: Recipe) -> None:
-    """Raise RecipeError for steps that end in no integer network."""
-    if recipe.steps[-1].name != "integerize":
+    """Raise RecipeError for steps that end in no integer network, or train the float network it is compared with."""
+    names = [step.name for step in recipe.steps]
+    if names[-1] != "integerize":
         raise RecipeError("recipe.steps: the last step must be integerize, so that a checkpoint can be written")
+    if "train" in names[: names.index("quantize") if "quantize" in names else 0]:
+        raise RecipeError(
+            "recipe.steps: train before quantize would train the float network that the result is "
+            "compared with; train it by a recipe of its own (docs/write_a_recipe.md, section 2)"
+        )
 
 
 def configure(recipe: Recipe) -> None:

@@ -57,6 +57,25 @@ def share(batch: int) -> slice:
     return slice(distributed.get_rank() * own, (distributed.get_rank() + 1) * own)
 
 
+def first(value: Any) -> Any:
+    """Return what rank 0 holds of a value that pickle can carry."""
+    if count() == 1:
+        return value
+    held = [value]
+    distributed.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def require_same(value: int, message: str) -> None:
+    """Raise RecipeError with the message, in every process, unless all hold the same number."""
+    if count() == 1:
+        return
+    held: list[Any] = [None] * count()
+    distributed.all_gather_object(held, value)
+    if len(set(held)) > 1:
+        raise RecipeError(f"{message} (they hold {', '.join(map(str, held))})")
+
+
 @torch.no_grad()
 def mean(values: Tensor) -> Tensor:
     """Return the mean of a tensor over the processes."""
@@ -74,8 +93,11 @@ def parallel(net: Any) -> Any:
     """
     if count() == 1:
         return net
-    for module in net.modules():
+    for name, module in net.named_modules():
         if type(module) in _SHARED:
+            if not module.affine or not module.track_running_stats or module.momentum is None:
+                raise RecipeError(f"train: {name} is a BatchNorm without factors, running statistics or momentum, "
+                                  "which several processes cannot share; train in one")  # fmt: skip
             module.__class__ = _SHARED[type(module)]
     with warnings.catch_warnings():
         # its successor is younger than the oldest torch that we run with

@@ -121,3 +121,13 @@ def test_kl_keeps_what_a_relu_passes() -> None:
             q.set_range(*(observer.range(values, low, high, q) if observer else (low, high)))
             errors[name] = float((q(values) - values).square().mean())
         assert errors["kl"] < 4 * errors["minmax"]
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+def test_the_gain_of_lsq_counts_the_weights_that_share_a_scale(granularity: str) -> None:
+    fmt = Format(bits=4, granularity=granularity)  # type: ignore[arg-type]
+    weight = torch.zeros(64, 16, 3, 3)
+    shared = 64 * 16 * 9 if granularity == "per_tensor" else 16 * 9
+    assert Quantizer(fmt, signed=True, channels=64).lsq_gain(weight) == pytest.approx((shared * 7) ** -0.5)
+    # of activations those of one image, however large the batch
+    assert Quantizer(Format(bits=4), signed=True).lsq_gain(weight) == pytest.approx((16 * 9 * 7) ** -0.5)

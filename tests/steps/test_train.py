@@ -257,6 +257,22 @@ def test_a_stabilizer_without_weights_of_few_bits_is_refused(setting: dict[str, 
         apply(graph, ctx, ("train", SHORT | setting))
 
 
+def test_what_this_graph_has_no_use_for_is_refused() -> None:
+    net, ctx = start(8, 8)
+    folded = apply(net, ctx, ("fold_batchnorm", {}), ("quantize", {}), QUANTIZE[1])
+    few_net, few_ctx = start(4, 4)
+    few = apply(few_net, few_ctx, ("fold_batchnorm", {}), ("quantize", {}), QUANTIZE[1])
+    for graph, context, setting, message in (
+        (net, ctx, {"lr_scale": 0.01}, "quantizer and lr_scale are for a Q-graph"),
+        (net, ctx, {"quantizer": "tqt"}, "quantizer and lr_scale are for a Q-graph"),
+        (net, ctx, {"batch": 1}, "BatchNorm needs two images or more"),
+        (folded, ctx, {"oscillations": True}, "oscillations: no layer has weights of 4 or fewer bits"),
+        (few, few_ctx, {"standardize": True}, "no layer of few bits has a BatchNorm"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            apply(graph, context, ("train", SHORT | setting))
+
+
 def test_training_integers_is_refused() -> None:
     net, ctx = start()
     with pytest.raises(RecipeError, match="nothing to learn; put train before integerize"):

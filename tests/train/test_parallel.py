@@ -94,6 +94,20 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     assert "error: train.batch: 63 images cannot be shared by 2 processes; choose a multiple" in done.stderr
 
 
+def test_processes_with_folders_of_their_own_do_not_go_on_from_different_steps(tmp_path: Path) -> None:
+    (tmp_path / "apart.py").write_text(
+        "import os, sys\nfrom zoo.train import loop\nfrom zoo.run import main\nloop.SAVE_SECONDS = 0.0\n"
+        "run, stop = loop.Loop._advance, int(sys.argv[1])\n"
+        "def advance(self, step):\n    if step == stop: raise KeyboardInterrupt\n    run(self, step)\n"
+        "loop.Loop._advance = advance\n"
+        "sys.exit(main([*sys.argv[2:], f'output={os.path.dirname(__file__)}/{os.environ[\"RANK\"]}']))\n"
+    )
+    for stop in ("3", "99"):
+        done = torchrun(str(tmp_path / "apart.py"), stop, *RECIPE)
+        assert done.returncode != 0
+    assert "go on from different steps; give them one folder of results" in done.stderr
+
+
 def test_two_processes_killed_go_on_to_the_same_bytes(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom zoo.train import loop\nfrom zoo.run import main\n"

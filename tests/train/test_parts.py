@@ -14,6 +14,7 @@ from zoo.context import Images
 from zoo.errors import DataError, QuantError, RecipeError
 from zoo.preprocess import Preprocess
 from zoo.quant.layers import QWeighted
+from zoo.quant.learned._sawb import Sawb
 from zoo.recipe import Step, make_step
 from zoo.train.data import Data
 from zoo.train.ema import Average
@@ -23,7 +24,7 @@ from zoo.train.log import Epoch, Log
 from zoo.train.objective import Objective
 from zoo.train.oscillate import Oscillations
 from zoo.train.schedule import SCHEDULES, rise
-from zoo.train.sparsify import largest, two_of_four
+from zoo.train.sparsify import Sparsify, largest, two_of_four
 
 PLAIN = {"epochs": 2, "batch": 16, "lr": 0.01, "bf16": False, "patience": 99}
 
@@ -189,6 +190,11 @@ def test_a_weight_that_oscillates_is_frozen_at_its_mean_integer() -> None:
     layer.weight[0, 0, 0, 0] = -10.0
     frozen.update(41, 100)
     assert float(weight_codes(layer)[0, 0, 0, 0]) == 1.0
+    # its frequency remembers, but it moves no more
+    assert float(frozen.state["0.frequency"][0, 0, 0, 0]) > 0.005
+    facts = frozen.facts()
+    assert facts["oscillating_percent"] == 0.0 and facts["frozen_percent"] > 0
+    assert set(facts["oscillating_percent_by_layer"].values()) == {0.0}  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
@@ -210,6 +216,74 @@ def test_a_weight_oscillates_that_goes_back_not_one_that_goes_on() -> None:
     facts = seen.facts()
     assert facts["oscillating_percent_by_layer"][name] == pytest.approx(100 / layer.weight.numel(), abs=1e-3)
     assert facts["oscillating_percent"] == pytest.approx(100 / sum(m.weight.numel() for m in low_bit(net)), abs=1e-3)
+
+
+def test_frozen_weights_keep_their_integers_in_the_average() -> None:
+    held: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Seen(Frozen):
+        def facts(self) -> dict[str, object]:
+            held.extend((self.state[f"{i}.codes"], self.state[f"{i}.frozen"]) for i in range(len(self.seen.layers)))
+            return super().facts()
+
+    ctx = context()
+    net = q_graph()
+    settings = SETTINGS | {"epochs": 12, "lr": 1.0, "ema": 0.99, "dampen": None}
+    settings["freeze"] = {"start": 0.1, "low": 0.2, "high": 0.2, "momentum": 0.1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zoo.steps.train.Frozen", Seen)
+        trained = make_step(Step("train", settings), "test")(net, ctx)
+    assert held and any(bool(frozen.any()) for _, frozen in held)
+    for layer, (codes, frozen) in zip(low_bit(trained), held, strict=True):
+        assert torch.equal(weight_codes(layer)[frozen], codes[frozen])
+
+
+@pytest.mark.parametrize(("total", "until"), [(10, 0.5), (16, 0.5), (20, 1.0), (30, 0.9), (1, 0.5)])
+def test_magnitude_masks_reach_their_share_however_short_the_training(total: int, until: float) -> None:
+    net = q_graph()
+    sparsify = Sparsify("magnitude", 0.5, until)
+    for step in range(total):
+        sparsify.update(net, step, total)
+    shares = [float((m.mask == 0).float().mean()) for m in sparsify.layers(net) if m.mask is not None]
+    assert shares and shares == pytest.approx([0.5] * len(shares), abs=0.01)
+
+
+def test_a_second_training_keeps_what_is_masked() -> None:
+    net = q_graph()
+    sparsify = Sparsify("magnitude", 0.5, 0.5)
+    for step in range(40):
+        sparsify.update(net, step, 40)
+    before = [m.mask.clone() for m in sparsify.layers(net) if m.mask is not None]
+    for step in range(40):
+        sparsify.update(net, step, 40)
+        assert all(
+            torch.equal(m.mask, b) for m, b in zip(sparsify.layers(net), before, strict=True) if m.mask is not None
+        )
+    Sparsify("magnitude", 0.75, 0.5).update(net, 39, 40)
+    assert all(m.mask is not None for m in sparsify.layers(net)) and before
+
+
+@pytest.mark.parametrize(("classes", "right", "stops"), [(1, 100, False), (2, 74, False), (2, 54, True), (10, 14, True),
+                                                         (10, 16, False)])  # fmt: skip
+def test_what_counts_as_chance(classes: int, right: int, stops: bool) -> None:
+    log = Log(0, classes, 1)
+    epoch = Epoch(2.3, right, 100, 1)
+    if stops:
+        with pytest.raises(QuantError, match="1 epochs at chance"):
+            log.close(epoch, step=1, lr=0.1, holdout=None)
+    else:
+        log.close(epoch, step=1, lr=0.1, holdout=None)
+
+
+def test_the_last_scale_of_pact_is_that_of_the_last_weight() -> None:
+    for more in ({}, {"ema": 0.9}):
+        trained = make_step(Step("train", PLAIN | {"lr": 0.1, "quantizer": "pact"} | more), "test")(
+            q_graph(), context()
+        )
+        for layer in weighted(trained):
+            fresh = Sawb(layer.weight_quantizer)
+            fresh.measure(layer.latent().detach(), layer.weight_quantizer)
+            assert torch.equal(fresh.last, layer.weight_quantizer.scale)
 
 
 def test_normalised_weights_become_the_layers_own() -> None:

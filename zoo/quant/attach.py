@@ -36,6 +36,10 @@ def attach(net: fx.GraphModule, name: str, relative: bool, kernels: Kernels | No
 def settle(net: fx.GraphModule) -> None:
     """Write what was learned into the quantizers; the graph is a calibrated Q-graph again."""
     for module in net.modules():
+        if isinstance(module, QWeighted) and module.weight_quantizer.learner is not None:
+            # the last step, or an average, has moved the weight since the forward pass
+            module.weight_quantizer.learner.measure(module.latent().detach(), module.weight_quantizer)
+    for module in net.modules():
         if isinstance(module, Quantizer) and module.learner is not None:
             module.learner.settle(module)
             module.learner = None

@@ -39,6 +39,9 @@ class RangeLearner(nn.Module):
     def limit(self) -> None:
         """Keep the range positive; called after each step of the optimizer."""
 
+    def measure(self, x: Tensor, quantizer: Quantizer) -> None:
+        """Take in the final weight, where the range follows from it."""
+
     def settle(self, quantizer: Quantizer) -> None:
         """Write what was learned into the quantizer."""
         raise NotImplementedError
@@ -57,7 +60,7 @@ class Quantizer(nn.Module):
     def __init__(self, fmt: Format, *, signed: bool, channels: int = 0) -> None:
         """Make an uncalibrated quantizer."""
         super().__init__()
-        self.fmt, self.signed = fmt, signed
+        self.fmt, self.signed, self._of_weights = fmt, signed, channels > 0
         self.axis = 0 if channels and fmt.granularity == "per_channel" else None
         self.qmin, self.qmax = fmt.limits(signed)
         count = channels if self.axis == 0 else 1
@@ -72,6 +75,11 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         """Return the format in a line."""
         return f"{'int' if self.signed else 'uint'}{self.fmt.bits}, qmin={self.qmin}, qmax={self.qmax}"
+
+    @property
+    def of_weights(self) -> bool:
+        """Return whether it quantizes weights, not activations."""
+        return self._of_weights
 
     @torch.no_grad()
     def set_qparams(self, scale: Tensor, zero_point: Tensor | None = None) -> None:
@@ -123,7 +131,7 @@ class Quantizer(nn.Module):
 
         N is the number of weights that share a scale, or of features of one image.
         """
-        count = x.numel() / (self.scale.numel() if self.axis == 0 else max(x.shape[0], 1))
+        count = x.numel() / (self.scale.numel() if self._of_weights else max(x.shape[0], 1))
         return 1.0 / math.sqrt(count * max(self.qmax, 1))
 
     def forward(self, x: Tensor, sign: Tensor | None = None) -> Tensor:

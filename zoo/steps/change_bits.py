@@ -51,7 +51,7 @@ class ChangeBits:
 
     @torch.no_grad()
     def _changed(self, quantizer: Quantizer) -> Quantizer:
-        channels = quantizer.scale.numel() if quantizer.axis == 0 else 0
+        channels = quantizer.scale.numel() if quantizer.of_weights else 0
         made = Quantizer(replace(quantizer.fmt, bits=self.new), signed=quantizer.signed, channels=channels)
         if bool(quantizer.ready):
             ratio = 2.0 ** (self.old - self.new)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from zoo import __version__, ranks
 from zoo.context import Context
@@ -43,16 +43,18 @@ _COMPILERS = ("g++", "clang++", "cl")
 class Train:
     """Minimise the cross-entropy on the training split, and the distance to a teacher's logits.
 
-    ``lr`` is the peak for a batch of 128 and scales with ``batch``; weight decay spares biases, BatchNorm and ranges.
+    ``lr`` is the peak for a batch of 128 and scales with ``batch``; weight decay spares biases, BatchNorm and ranges
+    (but PACT's, which the publication decays).
     ``momentum`` is AdamW's first beta too. ``warm`` is the share of all steps with a linear warm-up. ``augment`` crops
     at random and flips, ``cutout`` is the side of a hole in pixels. ``ema`` is the decay of an average of the network,
     which is the result then. ``distill`` is the teacher's share of the loss; the teacher is the recipe's ``teacher``,
     for a Q-graph without one the float parent.
 
-    A Q-graph's ranges are learned by ``quantizer``, a file of ``zoo/quant/learned``, at the rate ``lr_scale``: with SGD
-    in the publication's units and relative to ``lr``'s own peak as the publications have it (1 times ``lr``), with
-    AdamW as a share of the range per step. ``dampen``, ``freeze``, ``standardize`` (weight normalisation) and
-    ``sparsify`` are for a Q-graph too. ``oscillations`` measures which weights oscillate, for the record's notes.
+    A Q-graph's ranges are learned by ``quantizer``, a file of ``zoo/quant/learned``, at the peak rate ``lr_scale``,
+    which does not change with ``lr`` or ``batch``: with SGD in the publication's units (left out: the rate of the
+    weights, as the publications have it), with AdamW as a share of the range per step (left out: 0.001). ``dampen``,
+    ``freeze``, ``standardize`` (weight normalisation) and ``sparsify`` are for a Q-graph too. ``oscillations``
+    measures which weights oscillate, for the record's notes.
 
     ``holdout`` images of the training split are not trained on but measured each epoch: tune on them, never on test
     images. ``patience`` epochs at chance level refuse the run. ``bf16`` computes convolutions in bfloat16 under
@@ -140,8 +142,8 @@ class Train:
             net, ranks.parallel(torch.compile(net) if self.compile else net), data,
             optimizers.optimizer(self.optimizer, parts, self.momentum),
             Objective(self.label_smoothing, self.distill, self.temperature), lambda step: 1.0, ctx.generator(),
-            Log(ctx.position, int(data.labels.max()) + 1, self.patience), self.batch, self.epochs, self.bf16,
-            learners, teacher, Average(net, self.ema) if self.ema else None, self.dampen,
+            Log(ctx.position, int((torch.bincount(data.labels) > 0).sum()), self.patience), self.batch, self.epochs,
+            self.bf16, learners, teacher, Average(net, self.ema) if self.ema else None, self.dampen,
             Frozen(net, self.freeze) if self.freeze else Oscillations(net) if self.oscillations else None,
             self.sparsify, snapshots,
         )  # fmt: skip
@@ -150,8 +152,7 @@ class Train:
         ctx.earlier += loop.earlier
         ctx.augmented = self.augment
         ranks.single(net)
-        if loop.average is not None:
-            loop.average.write(net)
+        loop.take_average()
         restore(net, fused)
         lend(net, None)
         self._finish(net, loop, ctx)
@@ -161,13 +162,24 @@ class Train:
         tensorboard()
         if quantized:
             require_ranges(net, "train")
-            stabilized = [n for n in ("dampen", "freeze", "standardize") if getattr(self, n)]
+            stabilized = [n for n in ("dampen", "freeze", "standardize", "oscillations") if getattr(self, n)]
             if stabilized and not low_bit(net):
                 raise RecipeError(f"train.{stabilized[0]}: no layer has weights of {LOW} or fewer bits, and others do "
                                   "not need it; leave it out")  # fmt: skip
+            if self.standardize and all(layer.norm is None for layer in low_bit(net)):
+                raise RecipeError("train.standardize: no layer of few bits has a BatchNorm behind it; put quantize: "
+                                  "{batchnorm: merge} before it, or leave it out")  # fmt: skip
+            if self.sparsify is not None and not self.sparsify.layers(net):
+                raise RecipeError("train.sparsify: no layer but the first has a multiple of 4 input channels; leave it "
+                                  "out")  # fmt: skip
         elif self.dampen or self.freeze or self.standardize or self.sparsify or self.oscillations:
             raise RecipeError("train: dampen, freeze, standardize, sparsify and oscillations need a Q-graph; put the "
                               "steps quantize and calibrate before it")  # fmt: skip
+        elif self.lr_scale is not None or self.quantizer != Train.quantizer:
+            raise RecipeError("train: quantizer and lr_scale are for a Q-graph; leave them out of a float training")
+        own = min(self.batch, len(ctx.calibration) - self.holdout) // ranks.count()
+        if own < 2 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
+            raise RecipeError("train.batch: BatchNorm needs two images or more at a time; raise batch")
         if self.distill and ctx.teacher is None and not quantized:
             raise RecipeError("train.distill: a float network needs a teacher; name a model as the recipe's teacher")
         if self.compile and device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):
@@ -192,7 +204,8 @@ class Train:
         }  # fmt: skip
         if ranks.count() > 1:
             parts["processes"] = ranks.count()
-        identity = identity_of(parts)
+        # each process computes its own, and another processor's calibration may differ in a last bit
+        identity = ranks.first(identity_of(parts))
         return Snapshots(ctx.work / f"{ctx.position}-train-{identity[:12]}", identity)
 
     @torch.no_grad()

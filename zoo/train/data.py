@@ -17,7 +17,8 @@ _EVALUATED = 500  # images of a batch without gradients
 class Data:
     """Images and labels on a device, less the ``holdout`` images that no step of the training may see.
 
-    The images held out are the last of the fixed shuffle whose first ones calibrate, so no recipe mixes them.
+    The images held out are the last of the fixed shuffle whose first ones calibrate: a step that takes fewer than the
+    others sees none of them.
     """
 
     def __init__(self, images: Images, device: torch.device, *, holdout: int, augment: bool, cutout: int) -> None:

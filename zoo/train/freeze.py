@@ -60,11 +60,19 @@ class Frozen:
                 fresh = (frequency > limit) & ~frozen
                 codes.copy_(torch.where(fresh, torch.round(mean), codes))
                 frozen |= fresh
+        self.hold()
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Put frozen weights onto their integers, whatever has moved them or their scale."""
+        for i, layer in enumerate(self.seen.layers):
+            codes, frozen = self.state[f"{i}.codes"], self.state[f"{i}.frozen"]
             layer.weight.copy_(torch.where(frozen, codes * weight_scale(layer), layer.weight))
 
     def facts(self) -> dict[str, object]:
-        """Return what is known of oscillations, and the share of frozen weights in percent."""
-        return self.seen.facts() | {"frozen_percent": round(self.share(), 3)}
+        """Return what is known of oscillations, and the share of frozen weights in percent; these do not oscillate."""
+        held = [self.state[f"{i}.frozen"] for i in range(len(self.seen.layers))]
+        return self.seen.facts(held) | {"frozen_percent": round(self.share(), 3)}
 
     def share(self) -> float:
         """Return the share of frozen weights, in percent of the layers looked after."""

@@ -45,7 +45,8 @@ class Epoch:
 class Log:
     """The epochs so far, as rows of a CSV; refuses a training that learns nothing.
 
-    ``patience`` epochs in a row at chance (below 1.5 times 1 / classes of the training images right) end it.
+    ``patience`` epochs in a row at chance end it: less than 1.5 times 1 / classes of the training images right, with
+    few classes less than 1 / classes and 5 %. Of one class there is nothing to tell.
     """
 
     position: int
@@ -67,7 +68,8 @@ class Log:
         })  # fmt: skip
         _tensorboard(self.rows[-1])
         last = self.rows[-self.patience :]
-        if len(last) == self.patience and all(row["accuracy"] < 150.0 / self.classes for row in last):
+        chance = 100.0 / self.classes + min(50.0 / self.classes, 5.0)
+        if self.classes > 1 and len(last) == self.patience and all(row["accuracy"] < chance for row in last):
             raise QuantError(
                 f"train: {self.patience} epochs at chance level ({last[-1]['accuracy']:.1f} % of {self.classes} "
                 "classes); lower lr, or start from more bits"

@@ -71,6 +71,8 @@ class Loop:
             found = self.snapshots.latest()
             if found is not None:
                 self._restore(*found)
+            ranks.require_same(self.step, "train: the processes would go on from different steps; give them one folder "
+                               "of results, the same for all")  # fmt: skip
         saved = before = time.monotonic()
         steps = progress(range(self.step, self.total), "train", self.total - self.step)
         show = getattr(steps, "set_postfix_str", None)
@@ -124,6 +126,13 @@ class Loop:
         self.first_loss = value if step == 0 else self.first_loss
         self.epoch.add(value, round(right * ranks.count()), len(rows))
 
+    def take_average(self) -> None:
+        """Give the network its average, where there is one; frozen weights stay on their integers."""
+        if self.average is not None:
+            self.average.write(self.net)
+            if isinstance(self.tracked, Frozen):
+                self.tracked.hold()
+
     def _close(self) -> None:
         lr = float(self.optimizer.param_groups[0]["lr"])
         self.log.close(self.epoch, step=self.step, lr=lr, holdout=self._held_out())
@@ -134,8 +143,7 @@ class Loop:
         if not len(self.data.held):
             return None
         kept = {n: t.clone() for n, t in self.net.state_dict().items()}
-        if self.average is not None:
-            self.average.write(self.net)
+        self.take_average()
         self.net.eval()
         right = 0
         for x, labels in self.data.held_out():

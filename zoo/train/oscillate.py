@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, fx
 
@@ -45,9 +47,13 @@ class Oscillations:
         direction.copy_(torch.where(change != 0, change, direction))
         codes.copy_(now)
 
-    def facts(self) -> dict[str, object]:
-        """Return the percentage of oscillating weights, over all layers and layer by layer."""
+    def facts(self, held: Sequence[Tensor] = ()) -> dict[str, object]:
+        """Return the percentage of oscillating weights, over all layers and layer by layer.
+
+        ``held`` are masks, one per layer, of weights that cannot move any more: their frequency only remembers.
+        """
         seen = [self.state[f"{i}.frequency"] > LIMIT for i in range(len(self.layers))]
+        seen = [s & ~h for s, h in zip(seen, held, strict=True)] if held else seen
         parts = {name: round(100.0 * float(s.float().mean()), 3) for name, s in zip(self.names, seen, strict=True)}
         share = 100.0 * sum(int(s.sum()) for s in seen) / max(1, sum(s.numel() for s in seen))
         return {"oscillating_percent": round(share, 3), "oscillating_percent_by_layer": parts}

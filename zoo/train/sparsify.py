@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,14 +41,16 @@ class Sparsify:
 
     def update(self, net: fx.GraphModule, step: int, total: int) -> None:
         """Set the masks that hold for this step."""
-        ramp = min(1.0, step / max(1.0, self.until * total))
+        end = min(math.ceil(self.until * total), total - 1)
         if self.kind == "2:4":
             for layer in self.layers(net):
                 layer.mask = two_of_four(layer.weight.detach())
-        elif step % _EVERY == 0 and (step - _EVERY) < self.until * total:
-            share = self.share * (1.0 - (1.0 - ramp) ** 3)
+        elif step == end or (step < end and step % _EVERY == 0):
+            share = self.share * (1.0 - (1.0 - step / max(1, end)) ** 3) if step < end else self.share
             for layer in self.layers(net):
-                layer.mask = largest(layer.weight.detach(), share)
+                # what an earlier training has masked stays so
+                if layer.mask is None or int((layer.mask == 0).sum()) < round(share * layer.mask.numel()):
+                    layer.mask = largest(layer.weight.detach(), share)
 
     @torch.no_grad()
     def pull(self, net: fx.GraphModule) -> None:

@@ -30,6 +30,11 @@ class Sawb(RangeLearner):
         self.coefficients = coefficients(quantizer.qmin, quantizer.qmax)
 
     @torch.no_grad()
+    def measure(self, x: Tensor, quantizer: Quantizer) -> None:
+        """Keep the scale of this weight."""
+        self._measure(x, quantizer)
+
+    @torch.no_grad()
     def _measure(self, weight: Tensor, quantizer: Quantizer) -> Tensor:
         rows = weight.flatten(1) if quantizer.axis == 0 else weight.reshape(1, -1)
         if quantizer.fmt.bits > _MOST_BITS:
