@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.oscillations import facts, oscillations
-from evaluate.seeds import over_seeds
+from evaluate.seeds import over_seeds, require_same
 from zoo.errors import ArtifactError
 from zoo.recipe_file import read_recipe
 from zoo.results import Record, read_records
@@ -74,6 +74,8 @@ def _section(name: str, spec: Mapping[str, Any], rows: Mapping[str, Sequence[Rec
         if not found:
             lines.append(f"| {name_cell} | {what} | not run yet | | | |")
             continue
+        same = {"test images": [r.data.fingerprint for r in found], "arithmetic": [r.semantics for r in found]}
+        require_same(f"{name} {variant}", same | {"steps": [r.steps for r in found]})
         mean = _mean(found)
         half = 196.0 * (mean / 100 * (1 - mean / 100) / found[0].data.n) ** 0.5
         gap = f"{mean - _mean(base):+.2f}" if base and found is not base else ""

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zoo.artifact import checkpoint
+from zoo.artifact import files
 from zoo.artifact.card import render_card
-from zoo.artifact.codec import encode
-from zoo.artifact.files import MANIFEST, parse
-from zoo.errors import ArtifactError
+
+_CARD = "README.md"
 
 
 def cards(results: Path) -> dict[Path, str]:
     """Return what the card of every checkpoint below ``results`` should say."""
     found = {}
-    for manifest in sorted(results.glob(f"*/checkpoint/{MANIFEST}")):
+    for manifest in sorted(results.glob(f"*/checkpoint/{files.MANIFEST}")):
         folder = manifest.parent
-        metrics, config = (parse(folder / name, folder / name) for name in ("metrics.json", "config.json"))
-        found[folder / "README.md"] = render_card(metrics, config)
+        metrics, config = (files.parse(folder / name, folder / name) for name in ("metrics.json", "config.json"))
+        found[folder / _CARD] = render_card(metrics, config)
     return found
 
 
 def write_card(path: Path, text: str) -> None:
-    """Save a checkpoint again with another card; its weights stay the same bytes, or ArtifactError is raised."""
-    kept = checkpoint.read(path.parent)
-    if checkpoint.tensor_bytes(encode(kept.program)[0]) != (path.parent / "model.safetensors").read_bytes():
-        raise ArtifactError(f"{path.parent}: its weights would be saved as other bytes; run its recipe again")
-    checkpoint.save(path.parent, kept.program, kept.config, recipe=kept.recipe, metrics=kept.metrics, card=text)
+    """Replace the card of a checkpoint, and the manifest with it; ArtifactError where a file is not what it lists."""
+    folder = path.parent
+    kept = files.verify(folder)
+
+    def fill(new: Path) -> None:
+        for name in kept:
+            data = text.encode() if name == _CARD else files.content(folder, name, kept, None)
+            (new / name).write_bytes(data)
+
+    files.write_folder(folder, fill)

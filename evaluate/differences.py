@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ def causes(recorded: Record, again: Record) -> tuple[str, ...]:
         ("calibration images", recorded.calibration.fingerprint[:12], again.calibration.fingerprint[:12]),
         ("float parent", recorded.parent.sha256[:12], again.parent.sha256[:12]),
         ("cpu", recorded.machine.cpu, again.machine.cpu),
+        ("accelerator", recorded.machine.accelerator or "none", again.machine.accelerator or "none"),
         ("threads", recorded.machine.threads, again.machine.threads),
     ]
     names = sorted(recorded.versions.keys() | again.versions.keys())
     pairs += [(n, recorded.versions.get(n, "absent"), again.versions.get(n, "absent")) for n in names]
-    old, new = (f"{r.git.commit[:12]}{' with changes' if r.git.dirty else ''}" for r in (recorded, again))
+    old, new = (replace(r.git, commit=r.git.commit[:12]).text() for r in (recorded, again))
     pairs.append(("code", old, new))
     return tuple(f"{name} {a} -> {b}" for name, a, b in pairs if a != b)
 

@@ -41,7 +41,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _row(seeds: list[dict[str, Any]]) -> str:
     shown, scores = seeds[0], [float(n["top1"]) for n in seeds]
-    parts = {"test images": [n["test"]["fingerprint"] for n in seeds], "steps": [n["steps"] for n in seeds]}
+    parts = {
+        "test images": [n["test"]["fingerprint"] for n in seeds], "steps": [n["steps"] for n in seeds],
+        "training images": [n["train"]["fingerprint"] for n in seeds], "start": [n["start"] for n in seeds],
+        "teacher": [n["log"].get("teacher", {}).get("sha256") for n in seeds],
+    }  # fmt: skip
     require_same(shown["recipe"], parts)
     test = EvalData(**shown["test"] | {"subset": shown["test"]["subset"] or ""})
     steps = sum(int(part["steps"]) for name, part in shown["log"].items() if name.startswith("train"))

@@ -41,7 +41,16 @@ def order(record: Record) -> tuple[object, ...]:
     """Return the sort key of a row: data set, model, then most bits first."""
     weight, _, act = record.bits.removeprefix("W").partition("A")
     bits = tuple(-int(b) if b.isdigit() else 0 for b in (weight, act))
-    return (record.data.name, record.model, bits, record.bits, record.recipe, record.semantics, record.seed)
+    return (
+        record.data.name,
+        record.data.label(),
+        record.model,
+        bits,
+        record.bits,
+        record.recipe,
+        record.semantics,
+        record.seed,
+    )
 
 
 def table_csv(records: Sequence[Record]) -> str:
@@ -101,7 +110,7 @@ def readme_tables(records: Sequence[Record], absent: frozenset[str] = frozenset(
 
 
 def _rows(records: Sequence[Record]) -> list[tuple[Record, str]]:
-    groups = itertools.groupby(sorted(records, key=order), key=lambda r: (r.recipe, r.data.name, r.semantics))
+    groups = itertools.groupby(sorted(records, key=order), key=lambda r: (r.data.label(), r.recipe, r.semantics))
     return [_with_seeds(list(seeds)) for _, seeds in groups]
 
 

@@ -102,6 +102,14 @@ def test_what_quantize_cannot_use_is_refused() -> None:
         zoo.quantize(net, RECIPE, [torch.zeros(4, 5, SIZE, SIZE)])
     with pytest.raises(DataError, match="labels: got 2"):
         zoo.quantize(net, RECIPE, pictures, labels=["a", "b"])
+    with pytest.raises(DataError, match="labels: must be texts"):
+        zoo.quantize(net, RECIPE, pictures, labels=list(range(10)))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"batches hold images of \[3, 4, 4\] and \[3, 5, 4\]"):
+        zoo.quantize(net, RECIPE, [torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 5, 4)])
+    with pytest.raises(RecipeError, match="the last step must be integerize"):
+        zoo.quantize(net, RECIPE | {"steps": ["fold_batchnorm", "quantize"]}, pictures)
+    with pytest.raises(RecipeError, match="leave teacher out"):
+        zoo.quantize(net, RECIPE | {"teacher": {"name": "x"}}, pictures)
     with pytest.raises(DataError, match="make them equal"):
         zoo.quantize(net, RECIPE, pictures, preprocess=MADE | {"size": [SIZE, SIZE + 1]})
     with pytest.raises(DataError, match="preprocess"):

@@ -12,7 +12,7 @@ from typing import Any
 
 from zoo.console import command, entry
 from zoo.errors import RecipeError, ZooError, suggest
-from zoo.paths import recipes_dir, results_dir
+from zoo.paths import output_dir, recipes_dir
 from zoo.recipe_file import read_recipe
 from zoo.resolve import build
 
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str]) -> int:
         seeds = [int(s) for s in given.get("seed", "0").split(",")]
     except ValueError:
         raise RecipeError(f"ablate: seed={given['seed']}: expected whole numbers") from None
-    root = Path(given.get("output", results_dir() / "ablations")) / name
+    root = Path(given.get("output", output_dir() / "ablations")) / name
     # all are composed before the first is run, so that a mistake does not wait for hours
     runs = {(v, s): resolve(name, v, s, ablation) for s in seeds for v in chosen or ablation.variants}
     failed = 0

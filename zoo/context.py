@@ -49,6 +49,9 @@ class Images:
                 )
             if not bool(torch.isfinite(batch).all()):
                 raise DataError(f"calibration: batch {i} holds NaN or infinity")
+            if batch.shape[1:] != batches[0].shape[1:]:
+                sizes = " and ".join(str(list(b.shape[1:])) for b in (batches[0], batch))
+                raise DataError(f"calibration: batches hold images of {sizes}; make them equal")
         return cls(torch.cat(batches).float())
 
     def at(self, rows: Tensor | slice) -> Tensor:
@@ -112,12 +115,12 @@ def _silent(items: Iterable[Any], label: str, total: int | None) -> Iterable[Any
 class Context:
     """Given to every step.
 
-    ``parent`` is the traced float network, before any step changed it; ``reference`` the float network that the
-    step quantize was given, in the Q-graph's own nodes, with the channels that equalize_activations rescales.
-    ``teacher`` is the float network that the recipe names as one. ``work`` is a folder for what lets an interrupted
-    run go on; None: keep nothing. ``curves`` holds the epochs of every training, as rows of a CSV. ``earlier`` sums
-    up the seconds of interrupted runs that this one goes on from. ``augmented`` tells whether the last training saw
-    augmented images.
+    ``parent`` is the traced float network, before any step changed it; ``reference`` the float network that the step
+    quantize was given, in the Q-graph's own nodes, with the channels that equalize_activations rescales. ``teacher`` is
+    the float network that the recipe names as one. ``work`` is a folder for what lets an interrupted run go on (None:
+    keep nothing), ``kept`` what was put there, ``code`` the commit of the code that runs. ``curves`` holds the epochs
+    of every training, as rows of a CSV. ``earlier`` sums up the seconds of interrupted runs that this one goes on from.
+    ``augmented`` tells whether the last training saw augmented images.
     """
 
     quant: QuantConfig
@@ -134,6 +137,8 @@ class Context:
     curves: list[dict[str, Any]] = field(default_factory=list)
     earlier: float = 0.0
     augmented: bool = False
+    kept: list[Path] = field(default_factory=list)
+    code: str = "unknown"
 
     def generator(self) -> torch.Generator:
         """Return a generator that depends on the recipe's seed and on the position of the step alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,11 @@ def load_network(name_or_path: str | Path, *, integer: bool) -> Network:
 def _published(name: str) -> Path:
     known = index.read()
     if name in known or is_address(name):
+        if os.path.isdir(name.partition("/")[0]):
+            # a path with a slip would be fetched from whoever has that name on the hub
+            raise ArtifactError(
+                f"{name!r}: no such folder; to fetch from the hub all the same: python -m zoo.pull {name}"
+            )
         return pull(name).folder
     if name in list_recipes() and not ends_in_float(read_recipe(recipes_dir() / "recipe" / f"{name}.yaml")):
         raise ArtifactError(f"{name!r}: its checkpoint is not here; python -m zoo.run recipe={name} makes it")
@@ -52,7 +58,7 @@ def quantize_network(
     """Run a recipe's steps on a user's network; see ``zoo.quantize``."""
     from zoo import __version__
     from zoo.compose import compose, names
-    from zoo.pipeline import execute, quantization_config, yaml_text
+    from zoo.pipeline import execute, quantization_config, require_integers, yaml_text
     from zoo.recipe import content_hash
 
     if isinstance(recipe, str):
@@ -63,6 +69,13 @@ def quantize_network(
         fields = {"name": "custom", "model": {}, "data": {}} | dict(recipe)
     images = Images.from_loader(calibration_loader)
     parsed = _fit(Recipe.parse(fields), len(images))
+    require_integers(parsed)
+    if parsed.teacher is not None and not parsed.model.get("preprocess"):
+        raise RecipeError(
+            "zoo.quantize: a recipe with a teacher needs the model that the teacher is of; leave teacher out"
+        )
+    if not all(isinstance(label, str) for label in labels):
+        raise DataError("labels: must be texts, one for each class")
     made = _preprocess(preprocess, tuple(images.at(slice(0, 1)).shape[1:]))
     training = model.training
     try:

@@ -25,6 +25,12 @@ def results_dir() -> Path:
     return _folder("results")
 
 
+def output_dir() -> Path:
+    """Return where runs write by default: ``results`` of the checkout, else below the current folder."""
+    shipped = results_dir()
+    return Path("results") if shipped.parent == _PACKAGE else shipped
+
+
 def run_place(name: str, seed: int) -> Path:
     """Return where below a results folder a run keeps its checkpoint; seed 0 makes the one that is shipped."""
     return Path(name) if seed == 0 else Path(name, f"seed{seed}")

@@ -24,7 +24,8 @@ from zoo.graph.trace import trace
 from zoo.integer.cost import activation_bytes, macs
 from zoo.integer.program import Program
 from zoo.integer.shapes import classes
-from zoo.paths import results_dir, run_place
+from zoo.paths import output_dir, run_place
+from zoo.place import held
 from zoo.preprocess import Preprocess
 from zoo.progress import bar
 from zoo.recipe import Recipe, content_hash, make_step
@@ -61,6 +62,13 @@ def run(fields: dict[str, Any], *, output: Path | None = None, command: str = ""
     recipe = Recipe.parse(fields)
     require_integers(recipe)
     configure(recipe)
+    root = Path(output) if output else output_dir()
+    with held(root / run_place(recipe.name, recipe.seed) / ".work"):
+        return _run(recipe, fields, root, command)
+
+
+def _run(recipe: Recipe, fields: dict[str, Any], root: Path, command: str) -> Run:
+    git = git_state()
     model_config = build(ModelConfig, recipe.model, "model")
     data_config = build(DataConfig, recipe.data, "data")
     preprocess = Preprocess.from_dict(dict(model_config.preprocess))
@@ -71,13 +79,15 @@ def run(fields: dict[str, Any], *, output: Path | None = None, command: str = ""
     calibration = load_split(data_config, "calibration", recipe.images)
     test = load_split(data_config, "test", recipe.test_limit)
     check_classes(model, test, preprocess)
+    labels = class_names(model_config.labels) if model_config.labels else ()
+    if labels and len(labels) != len(test.classes):
+        raise RecipeError(f"model.labels: {model_config.labels} names {len(labels)} classes, {test.name} has "
+                          f"{len(test.classes)}; name another list, or none")  # fmt: skip
     seconds["load"] = round(time.perf_counter() - started, 2)
 
     images = Images(calibration.images, preprocess, calibration.labels)
-    root = Path(output) if output else results_dir()
     place = root / run_place(recipe.name, recipe.seed)
-    work = place / ".work"
-    _, program, semantics, context = execute(recipe, model, images, seconds, work)
+    _, program, semantics, context = execute(recipe, model, images, seconds, place / ".work", git.text())
     folder = place / "checkpoint"
     config = describe(recipe, model_config, program, semantics, preprocess, source, calibration, fields)
     text = yaml_text(fields)
@@ -92,7 +102,19 @@ def run(fields: dict[str, Any], *, output: Path | None = None, command: str = ""
     }
     seconds["evaluate"] = round(time.perf_counter() - started, 2)
     record = make_record(
-        recipe, fields, config, scores, test, calibration, source, scratch, state, seconds, command, context.log
+        recipe,
+        fields,
+        config,
+        scores,
+        test,
+        calibration,
+        source,
+        scratch,
+        state or model.state_dict(),
+        seconds,
+        command,
+        context.log,
+        git if git_state() == git else Git(git.commit, True),
     )
     metrics = record.to_dict()
     card = render_card(metrics, loaded.config)
@@ -102,7 +124,7 @@ def run(fields: dict[str, Any], *, output: Path | None = None, command: str = ""
     if context.curves:
         write_text((root / record.file).with_suffix(".csv"), csv_text(context.curves))
     write_record(record, root)
-    remove(work)
+    remove(*context.kept)
     return Run(record, folder)
 
 
@@ -142,11 +164,16 @@ def check_classes(model: nn.Module, test: Split, preprocess: Preprocess) -> None
 
 
 def execute(
-    recipe: Recipe, model: nn.Module, images: Images, seconds: dict[str, float], work: Path | None = None
+    recipe: Recipe,
+    model: nn.Module,
+    images: Images,
+    seconds: dict[str, float],
+    work: Path | None = None,
+    code: str = "unknown",
 ) -> tuple[fx.GraphModule, Program, str, Context]:
     """Run the steps in order and return the integer graph, its Program, its semantics, and the context with the logs.
 
-    ``work`` is where a step keeps what lets an interrupted run go on.
+    ``work`` is where a step keeps what lets an interrupted run go on, ``code`` the commit that such a run names.
     """
     parent = trace(model, images.at(slice(0, 1)))
     with torch.no_grad():
@@ -155,7 +182,7 @@ def execute(
         raise GraphError(f"{type(model).__name__}: gives {['N', *logits.shape[1:]]}, a classifier gives [N, classes]; "
                          "pool and flatten")  # fmt: skip
     parent = parent.to(memory_format=torch.channels_last)
-    context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, bar, work=work)
+    context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, bar, work=work, code=code)
     add_teacher(recipe, context)
     net = parent
     for i, step in enumerate(recipe.steps):
@@ -249,7 +276,7 @@ def describe(
 def make_record(
     recipe: Recipe, fields: dict[str, Any], config: dict[str, Any], scores: dict[str, Scores], test: Split,
     calibration: Split, source: dict[str, Any], folder: Path, state: dict[str, torch.Tensor],
-    seconds: dict[str, float], command: str, log: dict[str, Any],
+    seconds: dict[str, float], command: str, log: dict[str, Any], git: Git,
 ) -> Record:  # fmt: skip
     """Return the record of a run."""
     drop, low, high = paired_interval(scores["float"].correct, scores["integer"].correct)
@@ -267,7 +294,8 @@ def make_record(
         float_bytes=sum(t.numel() * t.element_size() for t in state.values() if t.is_floating_point()),
         artifact_sha256=files.sha256(weights),
         parent=Parent(str(source.get("source", "unknown")), str(source.get("sha256", ""))),
-        seconds=seconds, versions=versions(), machine=Machine(cpu_name(), torch.get_num_threads()), git=git_state(),
+        seconds=seconds, versions=versions(), git=git,
+        machine=Machine(cpu_name(), torch.get_num_threads(), accelerator(recipe)),
         command=command, steps=tuple(json.dumps({s.name: s.settings}, sort_keys=True) if s.settings else s.name
                                      for s in recipe.steps),
         notes=tuple(f"{k}: {json.dumps(v, sort_keys=True)}" for k, v in sorted(log.items())),
@@ -299,6 +327,12 @@ def cpu_name() -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
+def accelerator(recipe: Recipe) -> str:
+    """Return the name of the GPU that trains, empty where none does."""
+    trains = any(step.name == "train" for step in recipe.steps)
+    return torch.cuda.get_device_name() if trains and torch.cuda.is_available() else ""
+
+
 def git_state() -> Git:
     """Return the commit of the code, or ``unknown`` outside a checkout."""
     root = Path(__file__).resolve().parent.parent
@@ -312,8 +346,8 @@ def git_state() -> Git:
 
     if not (root / ".git").exists():
         return Git("unknown", False)
-    changed = ask("status", "--porcelain", "--untracked-files=no", "--", "zoo", "recipes")
-    return Git(ask("rev-parse", "HEAD") or "unknown", bool(changed))
+    changed = ask("status", "--porcelain", "--untracked-files=normal", "--", "zoo", "recipes")
+    return Git(ask("rev-parse", "HEAD") or "unknown", changed is None or changed != "")
 
 
 def yaml_text(fields: dict[str, Any]) -> str:
@@ -323,11 +357,12 @@ def yaml_text(fields: dict[str, Any]) -> str:
     return str(OmegaConf.to_yaml(OmegaConf.create(fields)))
 
 
-def remove(folder: Path) -> None:
-    """Delete a scratch folder."""
+def remove(*folders: Path) -> None:
+    """Delete scratch folders."""
     import shutil
 
-    shutil.rmtree(folder, ignore_errors=True)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def dry(fields: dict[str, Any]) -> Recipe:

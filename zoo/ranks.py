@@ -57,23 +57,28 @@ def share(batch: int) -> slice:
     return slice(distributed.get_rank() * own, (distributed.get_rank() + 1) * own)
 
 
-def first(value: Any) -> Any:
-    """Return what rank 0 holds of a value that pickle can carry."""
+def first(text: str) -> str:
+    """Return what rank 0 holds of a text in ASCII, which has the same length everywhere."""
     if count() == 1:
-        return value
-    held = [value]
-    distributed.broadcast_object_list(held, src=0)
-    return held[0]
+        return text
+    codes = torch.tensor(list(text.encode("ascii")), dtype=torch.uint8, device=_device())
+    distributed.broadcast(codes, src=0)
+    return bytes(codes.tolist()).decode("ascii")
 
 
 def require_same(value: int, message: str) -> None:
     """Raise RecipeError with the message, in every process, unless all hold the same number."""
     if count() == 1:
         return
-    held: list[Any] = [None] * count()
-    distributed.all_gather_object(held, value)
-    if len(set(held)) > 1:
-        raise RecipeError(f"{message} (they hold {', '.join(map(str, held))})")
+    ends = torch.tensor([value, -value], device=_device())
+    distributed.all_reduce(ends, distributed.ReduceOp.MAX)
+    high, low = int(ends[0]), -int(ends[1])
+    if low != high:
+        raise RecipeError(f"{message} (from {low} to {high})")
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @torch.no_grad()

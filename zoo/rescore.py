@@ -1,4 +1,4 @@
-"""``python -m zoo.rescore FOLDER``: measure a checkpoint's integer network again, on the images its recipe names."""
+"""``python -m zoo.rescore NAME|FOLDER``: measure a checkpoint's integers again, on the images its recipe names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from zoo.console import command, entry
 from zoo.errors import ArtifactError
+from zoo.paths import local_checkpoint
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print(__doc__)
         return 0 if arguments in (["-h"], ["--help"]) else 2
-    print(json.dumps(vars(rescore(Path(arguments[0]))), sort_keys=True))
+    print(json.dumps(vars(rescore(local_checkpoint(arguments[0]) or Path(arguments[0]))), sort_keys=True))
     return 0
 
 

@@ -57,18 +57,23 @@ class Parent:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the seconds were measured on."""
+    """What the seconds were measured on; ``accelerator`` is empty where everything ran on the processor."""
 
     cpu: str
     threads: int
+    accelerator: str = ""
 
 
 @dataclass(frozen=True)
 class Git:
-    """The code's commit; ``dirty`` when tracked files differed from it."""
+    """The code's commit; ``dirty`` when files of ``zoo`` or ``recipes`` differed from it, or nobody could tell."""
 
     commit: str
     dirty: bool
+
+    def text(self) -> str:
+        """Return both as a word or three."""
+        return f"{self.commit}{' with changes' if self.dirty else ''}"
 
 
 @dataclass(frozen=True)

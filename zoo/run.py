@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 from zoo.compose import check_names, compose, names
 from zoo.console import command, entry
-from zoo.errors import RecipeError
+from zoo.errors import RecipeError, ZooError
 from zoo.recipe_file import read_recipe
 
 _OWN = ("output", "check")
@@ -24,7 +25,8 @@ usage: python -m zoo.run recipe=NAME [field=value ...]
   recipe=FILE.yaml       a resolved recipe, such as a checkpoint's recipe.yaml; takes no further fields
   FIELD=VALUE            change any field, e.g. seed=1 images=256 steps.3.calibrate.act=percentile quant.act.bits=6
   model=NAME data=NAME quant=NAME   swap a whole group
-  output=DIR             where to write (default: results/ of a checkout, ./results otherwise)
+  output=DIR             where to write (default: results/ of a checkout, ./results otherwise); a changed recipe that
+                         would replace what the recipe itself made asks for it, or for name=NAME
   check=true             resolve and print the recipe, run nothing
   hub.publish=true hub.repo=org/name   publish the checkpoint afterwards; further: hub.tag hub.dry_run hub.private
                          hub.timm hub.sign, as python -m zoo.publish --help says
@@ -47,11 +49,15 @@ def main(arguments: list[str]) -> int:
         dry(fields)
         print(yaml_text(fields), end="")
         return 0
+    from zoo.paths import output_dir
     from zoo.pipeline import run
+    from zoo.place import require_own
     from zoo.training import ends_in_float, train_float
 
     hub = _hub(own)
     output = Path(own["output"]) if "output" in own else None
+    if output is None:
+        require_own(fields, output_dir(), trains_float=ends_in_float(fields))
     # where it was written to is no part of what was computed
     told = [a for a in arguments if a.partition("=")[0] not in _OWN and not a.startswith("hub.")]
     line = shlex.join(["python", "-m", "zoo.run", *told])
@@ -68,7 +74,11 @@ def main(arguments: list[str]) -> int:
         from zoo.hub.publish import publish
         from zoo.publish import report as report_release
 
-        report_release(publish(done.folder, hub))
+        try:
+            report_release(publish(done.folder, hub))
+        except ZooError as error:
+            print(f"the checkpoint is kept: python -m zoo.publish {done.folder} repo={hub.repo}", file=sys.stderr)
+            raise error
     return 0
 
 
@@ -82,6 +92,8 @@ def _hub(own: dict[str, str]) -> Any:
     """Return where to publish, None if nowhere; asks the hub who we are, so that no long run is in vain."""
     given = {key.removeprefix("hub."): value for key, value in own.items() if key.startswith("hub.")}
     if not _flag("hub.publish", given.pop("publish", "false")):
+        if given:
+            raise RecipeError(f"hub.{next(iter(given))}: nothing is published without hub.publish=true")
         return None
     from zoo.hub import options
     from zoo.hub.publish import Options, check_access

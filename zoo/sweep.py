@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo.console import command, entry
 from zoo.errors import RecipeError, ZooError
-from zoo.paths import recipes_dir, results_dir
+from zoo.paths import output_dir, recipes_dir
 
 HELP = """\
 Run every combination of some values of some fields. A run that fails does not stop the others; a combination whose
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     own = [a.removeprefix("output=") for a in arguments if a.startswith("output=")]
     overrides = [a for a in arguments if not a.startswith("output=")]
     varied, count = _check(overrides)
-    root = Path(own[-1]).resolve() if own else results_dir()
+    root = Path(own[-1]).resolve() if own else output_dir()
     folder = root / ".sweeps" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     # workers of a cluster get the place in their environment
     words = [f"hydra.sweep.dir={_quoted(str(folder))}", "hydra.sweep.subdir=${hydra.job.num}"]

@@ -15,13 +15,23 @@ from zoo.context import Context, Images
 from zoo.data import DataConfig, load_split
 from zoo.evaluation import predict
 from zoo.graph.trace import trace
-from zoo.paths import results_dir, run_place
-from zoo.pipeline import add_teacher, check_classes, configure, cpu_name, remove, versions
+from zoo.paths import output_dir, run_place
+from zoo.pipeline import (
+    accelerator,
+    add_teacher,
+    check_classes,
+    configure,
+    cpu_name,
+    git_state,
+    remove,
+    versions,
+)
+from zoo.place import held
 from zoo.preprocess import Preprocess
 from zoo.progress import bar
 from zoo.recipe import Recipe, content_hash, make_step
 from zoo.resolve import build
-from zoo.results import FLOATS, dump, write_bytes, write_text
+from zoo.results import FLOATS, Git, dump, write_bytes, write_text
 from zoo.train.log import csv_text
 from zoo.weights import ModelConfig, build_model, load_weights, tensors_sha256
 
@@ -54,6 +64,14 @@ def train_float(fields: dict[str, Any], *, output: Path | None = None, command: 
     """
     recipe = Recipe.parse(fields)
     configure(recipe)
+    root = Path(output) if output else output_dir()
+    name = "-".join(run_place(recipe.name, recipe.seed).parts)
+    with held(root / FLOATS / f".{name}.work"):
+        return _train(recipe, fields, root, name, command)
+
+
+def _train(recipe: Recipe, fields: dict[str, Any], root: Path, name: str, command: str) -> Trained:
+    git = git_state()
     config = build(ModelConfig, recipe.model, "model")
     data = build(DataConfig, recipe.data, "data")
     preprocess = Preprocess.from_dict(dict(config.preprocess))
@@ -63,9 +81,7 @@ def train_float(fields: dict[str, Any], *, output: Path | None = None, command: 
     check_classes(model, test, preprocess)
     images = Images(train.images, preprocess, train.labels)
     net = parent = trace(model, images.at(slice(0, 1)))
-    root = Path(output) if output else results_dir()
-    context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, bar)
-    name = "-".join(run_place(recipe.name, recipe.seed).parts)
+    context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, bar, code=git.text())
     context.work = root / FLOATS / f".{name}.work"
     add_teacher(recipe, context)
     started = time.perf_counter()
@@ -85,12 +101,14 @@ def train_float(fields: dict[str, Any], *, output: Path | None = None, command: 
         "train": {"name": train.name, "n": len(train), "subset": train.subset, "fingerprint": train.fingerprint},
         "test": {"name": test.name, "n": len(test), "subset": test.subset, "fingerprint": test.fingerprint},
         "steps": [asdict(s) for s in recipe.steps], "log": context.log, "versions": versions(), "code": __version__,
-        "machine": cpu_name(),
+        "machine": cpu_name(), "threads": recipe.threads, "model": config.name,
+        "accelerator": accelerator(recipe),
+        "git": asdict(git if git_state() == git else Git(git.commit, True)),
     }  # fmt: skip
     path = root / FLOATS / f"{name}.safetensors"
     write_bytes(path, save(tensors))
     write_text(path.with_suffix(".csv"), csv_text(context.curves))
     digest = files.sha256(path)
     write_text(path.with_suffix(".json"), dump(notes | {"sha256": digest}, path, indent=1))
-    remove(context.work)
+    remove(*context.kept)
     return Trained(path, top1, len(test), digest, content)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save
 
 from tests.compiler import needs_compiler
+from tests.train import interrupted as training
 from tests.train.interrupted import SETTINGS, train
 from zoo.context import Images
 from zoo.graph.trace import trace
@@ -103,6 +105,25 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
     found = snapshots.latest()
     assert found is not None and found[1]["fact"] == 3 and found[0]["w"].tolist() == [3.0, 3.0]
     assert Snapshots(tmp_path, "another").latest() is None
+
+
+def test_a_training_that_goes_on_names_every_commit_that_had_a_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = training.context
+
+    def by(code: str) -> None:
+        monkeypatch.setattr(training, "context", lambda count: replace(plain(count), code=code))
+
+    for code, step in (("first", 2), ("second", 4), ("second", 6)):
+        by(code)
+        interrupted(tmp_path, SETTINGS, step, monkeypatch)
+    by("third with changes")
+    _, ctx = train(tmp_path, SETTINGS)
+    assert ctx.log["train"]["commits"] == ["first", "second", "third with changes"]
+    older = Snapshots(tmp_path, "identity", "now")
+    older.go_on({"step": 1})
+    assert older.codes == ["unknown", "now"]
 
 
 @pytest.mark.parametrize(

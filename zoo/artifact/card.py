@@ -215,7 +215,7 @@ def _making(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         f"- test images: fingerprint `{r['data']['fingerprint']}`",
         f"- code: commit `{git['commit']}`{' with local changes' if git['dirty'] else ''}, "
         + ", ".join(f"{k} {v}" for k, v in sorted(r["versions"].items())),
-        f"- time: {sum(r['seconds'].values()):.0f} s on {r['machine']['cpu']}, "
+        f"- time: {sum(r['seconds'].values()):.0f} s on {r['machine'].get('accelerator') or r['machine']['cpu']}, "
         f"{r['machine']['threads']} thread{'s' * (r['machine']['threads'] != 1)}",
     ]
     if config.get("preprocess"):

@@ -222,7 +222,7 @@ def _decode_weight(node: Node, fields: Any, left: dict[str, Tensor], program: Pr
     name, bits = node.name, node.weight.bits
     shape = _ints(fields["shape"], 4 if node.op == "conv2d" else 2, 1, 2**20, f"{where}: {name}.weight.shape")
     out, columns = shape[0], math.prod(shape[1:])
-    if columns > 2**26 or out * columns > 2**30:
+    if columns > 2**22 or out * columns > 2**28:
         raise ArtifactError(f"{where}: {name}.weight.shape {shape} is beyond any edge network")
     scale_shape = (out if node.weight.per_channel else 1,)
     scale = _take(left, f"{name}.weight_scale", scale_shape, where)

@@ -24,6 +24,7 @@ SIGNATURE = "model.sig"
 NAMES = ("model.safetensors", "config.json", "recipe.yaml", "metrics.json", "README.md", MANIFEST, SIGNATURE)
 TEXT_LIMIT = 2**23  # bytes of a JSON or text file: a node takes about 500, a parsed value up to 30 times its text
 _MAX_FILES = 1000
+_MOST = 2**31  # bytes of all files, hashed before any is parsed
 
 
 def sha256(path: Path) -> str:
@@ -118,6 +119,9 @@ def verify(folder: Path) -> dict[str, str]:
                             "fetch the checkpoint again")  # fmt: skip
     if len(files) > _MAX_FILES:
         raise ArtifactError(f"{folder / MANIFEST}: lists {len(files):,} files, at most {_MAX_FILES:,} can be right")
+    sizes = [entry.get("size") if isinstance(entry, dict) else None for entry in files.values()]
+    if sum(size for size in sizes if type(size) is int) > _MOST:
+        raise ArtifactError(f"{folder / MANIFEST}: lists more than {_MOST:,} bytes; do not use it")
     return {name: _verified(folder, name, entry) for name, entry in sorted(files.items())}
 
 
@@ -133,6 +137,11 @@ def _verified(folder: Path, name: str, entry: Any) -> str:
         )
     _refuse_outside(folder, path)
     try:
+        size = path.stat().st_size
+        if size != entry.get("size"):
+            said = str(entry.get("size"))[:20]
+            raise ArtifactError(f"{path}: has {size} bytes, the manifest says {said}; altered or cut short: "
+                                "fetch the checkpoint again")  # fmt: skip
         found = sha256(path)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None

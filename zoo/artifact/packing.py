@@ -8,6 +8,7 @@ from torch import Tensor
 from zoo.errors import ArtifactError
 
 PACKED = (2, 3, 4)
+_AT_ONCE = 2**16  # words: unpacked they take up to a thousand times their bytes
 
 
 def words_per_row(columns: int, bits: int) -> int:
@@ -39,6 +40,9 @@ def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
     rows = words.shape[0]
     if words.dim() != 2 or words.shape[1] != words_per_row(columns, bits):
         raise ArtifactError(f"{list(words.shape)} words cannot hold {columns} codes of {bits} bits a row")
+    if rows > 1 and words.numel() > _AT_ONCE:
+        parts = torch.split(words, max(1, _AT_ONCE // max(1, words.shape[1])))
+        return torch.cat([unpack(part, bits, columns) for part in parts])
     wide = words.to(torch.int64) & 0xFFFFFFFF
     if bits == 3:
         digits = ((wide[:, :, None] >> torch.arange(32)) & 1).reshape(rows, -1, 3)

@@ -206,7 +206,8 @@ class Train:
             parts["processes"] = ranks.count()
         # each process computes its own, and another processor's calibration may differ in a last bit
         identity = ranks.first(identity_of(parts))
-        return Snapshots(ctx.work / f"{ctx.position}-train-{identity[:12]}", identity)
+        ctx.kept.append(ctx.work / f"{ctx.position}-train-{identity[:12]}")
+        return Snapshots(ctx.kept[-1], identity, ctx.code)
 
     @torch.no_grad()
     def _finish(self, net: fx.GraphModule, loop: Loop, ctx: Context) -> None:
@@ -220,6 +221,8 @@ class Train:
         ctx.log[name] = {"steps": loop.total, "loss_first": loop.first_loss, "loss_last_epoch": last["loss"]}
         if ranks.count() > 1:
             ctx.log[name]["processes"] = ranks.count()
+        if loop.snapshots is not None and len(loop.snapshots.codes) > 1:
+            ctx.log[name]["commits"] = loop.snapshots.codes
         if loop.tracked is not None:
             ctx.log[name] |= loop.tracked.facts()
         if last["holdout"] is not None:

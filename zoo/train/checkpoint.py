@@ -20,9 +20,9 @@ _VERSION = 1
 class Snapshots:
     """The folder of one training; ``identity`` is the hash of everything that its result depends on."""
 
-    def __init__(self, folder: Path, identity: str) -> None:
-        """Name the folder; it is made by the first save."""
-        self.folder, self.identity = folder, identity
+    def __init__(self, folder: Path, identity: str, code: str = "unknown") -> None:
+        """Name the folder; it is made by the first save. ``code`` is the commit that trains now."""
+        self.folder, self.identity, self.codes = folder, identity, [code]
 
     def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Write tensors, then the JSON that vouches for them; remove what is older than the last two.
@@ -34,10 +34,17 @@ class Snapshots:
         path = self.folder / f"step-{step:09d}.safetensors"
         write_bytes(path, save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
         facts = facts | {"version": _VERSION, "identity": self.identity, "step": step, "sha256": files.sha256(path)}
+        facts["codes"] = self.codes
         write_text(path.with_suffix(".json"), dump(facts, path.with_suffix(".json"), indent=1))
         for old in sorted(self.folder.glob("step-*.json"))[:-KEPT]:
             old.unlink(missing_ok=True)
             old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+    def go_on(self, facts: dict[str, Any]) -> None:
+        """Remember by whose code the snapshot was made; commits are in the order of their work."""
+        earlier = facts.get("codes")
+        found = [c for c in earlier if isinstance(c, str)] if isinstance(earlier, list) else ["unknown"]
+        self.codes = list(dict.fromkeys([*found, *self.codes]))
 
     def latest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return the newest snapshot that is whole and of this very training; None where there is none."""

@@ -193,3 +193,5 @@ class Loop:
         torch.random.set_rng_state(tensors["torch"])
         self.step, self.epoch, self.log.rows = facts["step"], Epoch(**facts["epoch"]), facts["rows"]
         self.first_loss, self.earlier = facts["first_loss"], facts.get("seconds", 0.0)
+        if self.snapshots is not None:
+            self.snapshots.go_on(facts)

@@ -1,0 +1,114 @@
+"""Where a run writes: one run at a time, and nothing of another recipe is replaced by mistake."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import multiprocessing.synchronize
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.test_run import ROOT, SMALL, command
+from zoo import pipeline
+from zoo.compose import compose
+from zoo.errors import ArtifactError, RecipeError
+from zoo.place import held, require_own
+from zoo.recipe import content_hash
+from zoo.results import Git
+
+
+def _hold(work: str, holds: multiprocessing.synchronize.Event, done: multiprocessing.synchronize.Event) -> None:
+    with held(Path(work)):
+        holds.set()
+        done.wait(60)
+
+
+def test_a_second_run_in_the_same_place_is_refused_and_the_lock_ends_with_the_process(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    holds, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(str(tmp_path / "x" / ".work"), holds, done))
+    other.start()
+    assert holds.wait(120)
+    with pytest.raises(ArtifactError, match="another run is writing there"), held(tmp_path / "x" / ".work"):
+        pass
+    assert (tmp_path / "x" / ".work").is_dir(), "the other's folder stays"
+    other.kill()
+    other.join()
+    with held(tmp_path / "x" / ".work"):
+        pass
+    assert not (tmp_path / "x" / ".work").exists()
+
+
+def test_snapshots_of_another_run_stay(tmp_path: Path) -> None:
+    with held(tmp_path / ".work"):
+        (tmp_path / ".work" / "3-train-abc").mkdir()
+    assert (tmp_path / ".work" / "3-train-abc").is_dir()
+
+
+def test_a_changed_recipe_does_not_replace_what_the_recipe_made(tmp_path: Path) -> None:
+    plain = compose(["recipe=resnet8_fashion_w4a4"])
+    changed = compose(["recipe=resnet8_fashion_w4a4", "quant.act.bits=6"])
+    require_own(changed, tmp_path, trains_float=False)  # nothing is there yet
+    kept = tmp_path / "resnet8_fashion_w4a4" / "checkpoint" / "metrics.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(json.dumps({"recipe_sha256": content_hash(plain)}))
+    with pytest.raises(RecipeError, match=r"would replace .*checkpoint; add output=DIR or name=NAME"):
+        require_own(changed, tmp_path, trains_float=False)
+    for fields in (plain, changed | {"name": "six"}, changed | {"seed": 1}):
+        require_own(fields, tmp_path, trains_float=False)
+    # what an older recipe of this name made, the recipe of today may replace
+    kept.write_text(json.dumps({"recipe_sha256": "0" * 64}))
+    require_own(plain, tmp_path, trains_float=False)
+
+
+def test_changed_float_weights_do_not_replace_those_that_other_recipes_start_from() -> None:
+    done = command(["recipe=resnet8_float", "steps.0.train.epochs=1"])
+    assert done.returncode == 2 and "would replace" in done.stderr and "resnet8_float.json" in done.stderr
+
+
+def test_a_network_without_weights_is_quantized_too(tmp_path: Path) -> None:
+    done = command([*SMALL, "model=resnet8_fashion_untrained", f"output={tmp_path}"])
+    assert done.returncode == 0, done.stderr
+    (record,) = (json.loads(p.read_text()) for p in (tmp_path / "resnet8_fashion_w4a4").glob("*.json"))
+    assert record["float_bytes"] > record["weights_bytes"] > 0
+
+
+def test_labels_of_another_number_are_refused_before_any_work(tmp_path: Path) -> None:
+    done = command([*SMALL, "model.labels=imagenet", f"output={tmp_path}"])
+    assert done.returncode == 2
+    assert "model.labels: imagenet names 1000 classes, fashion-mnist-5k-test has 10" in done.stderr
+
+
+def test_publishing_fields_without_publishing_are_refused() -> None:
+    done = command(["recipe=resnet8_fashion_w4a4", "hub.repo=org/name"])
+    assert done.returncode == 2 and "hub.repo: nothing is published without hub.publish=true" in done.stderr
+
+
+def test_what_git_cannot_tell_or_does_not_track_counts_as_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "zoo").mkdir()
+    monkeypatch.setattr(pipeline, "__file__", str(tmp_path / "zoo" / "pipeline.py"))
+    assert pipeline.git_state() == Git("unknown", False)
+    who = ["-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
+    (tmp_path / "zoo" / "a.py").write_text("")
+    for words in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    clean = pipeline.git_state()
+    assert len(clean.commit) == 40 and not clean.dirty and clean.text() == clean.commit
+    (tmp_path / "zoo" / "b.py").write_text("")
+    assert pipeline.git_state() == Git(clean.commit, True)
+    (tmp_path / "zoo" / "b.py").unlink()
+    (tmp_path / "zoo" / "a.py").write_text("x = 1\n")
+    assert pipeline.git_state().text() == f"{clean.commit} with changes"
+    monkeypatch.setenv("PATH", os.devnull)
+    assert pipeline.git_state() == Git("unknown", True)
+
+
+def test_the_checkout_is_where_runs_write() -> None:
+    from zoo.paths import output_dir
+
+    assert output_dir() == ROOT / "results"
