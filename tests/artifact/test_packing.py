@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zoo.artifact import packing
 from zoo.artifact.packing import pack, unpack, words_per_row
 from zoo.errors import ArtifactError
 
@@ -59,3 +60,20 @@ def test_round_trip(bits: int, rows: int, columns: int, seed: int) -> None:
 def test_wrong_width_is_refused() -> None:
     with pytest.raises(ArtifactError, match="cannot hold 17 codes"):
         unpack(torch.zeros(1, 2, dtype=torch.int32), 4, 17)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_large_layers_are_unpacked_in_parts(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = torch.randint(0, 2**bits, (37, 100), dtype=torch.uint8, generator=torch.Generator().manual_seed(bits))
+    words = packing.pack(codes, bits)
+    monkeypatch.setattr(packing, "_AT_ONCE", 5 * words.shape[1])
+    parts: list[int] = []
+    whole = packing.unpack
+
+    def seen(words: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
+        parts.append(len(words))
+        return whole(words, bits, columns)
+
+    monkeypatch.setattr(packing, "unpack", seen)
+    assert torch.equal(packing.unpack(words, bits, 100), codes)
+    assert parts == [37, 5, 5, 5, 5, 5, 5, 5, 2]

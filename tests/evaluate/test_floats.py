@@ -15,6 +15,7 @@ from zoo.errors import ArtifactError
 def notes(**changes: Any) -> dict[str, Any]:
     test = {"name": "shapes-test", "n": 1000, "subset": None, "fingerprint": "f"}
     fields = {"recipe": "toy_float", "seed": 0, "top1": 80.0, "test": test, "tensors_sha256": "a" * 64,
+              "train": {"fingerprint": "t"}, "start": {"source": "random initialisation"},
               "steps": [{"name": "train", "settings": {}}], "log": {"train": {"steps": 1500}}}  # fmt: skip
     return fields | changes
 
@@ -35,11 +36,15 @@ def test_seeds_are_one_row_and_the_teacher_is_named(tmp_path: Path) -> None:
 
 
 def test_another_training_is_not_merged_as_a_seed(tmp_path: Path) -> None:
-    longer = [{"name": "train", "settings": {"epochs": 9}}]
-    for name, content in {"toy_float": notes(), "toy_float-seed1": notes(seed=1, steps=longer)}.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    with pytest.raises(ArtifactError, match="toy_float: its records of several seeds differ in steps"):
-        float_table(tmp_path)
+    taught = {"train": {"steps": 1500}, "teacher": {"model": "big", "sha256": "b" * 64}}
+    for what, change in {
+        "steps": {"steps": [{"name": "train", "settings": {"epochs": 9}}]}, "teacher": {"log": taught},
+        "training images": {"train": {"fingerprint": "u"}}, "start": {"start": {"source": "a file"}},
+    }.items():  # fmt: skip
+        for name, content in {"toy_float": notes(), "toy_float-seed1": notes(seed=1) | change}.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        with pytest.raises(ArtifactError, match=f"toy_float: its records of several seeds differ in {what}"):
+            float_table(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"recipe": "x"}', json.dumps(notes(recipe=None)),
