@@ -110,8 +110,10 @@ def readme_tables(records: Sequence[Record], absent: frozenset[str] = frozenset(
 
 
 def _rows(records: Sequence[Record]) -> list[tuple[Record, str]]:
-    groups = itertools.groupby(sorted(records, key=order), key=lambda r: (r.data.label(), r.recipe, r.semantics))
-    return [_with_seeds(list(seeds)) for _, seeds in groups]
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.recipe, record.data.name, record.semantics), []).append(record)
+    return sorted(map(_with_seeds, groups.values()), key=lambda row: order(row[0]))
 
 
 def _with_seeds(records: Sequence[Record]) -> tuple[Record, str]:

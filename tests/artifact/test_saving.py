@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import zoo
-from zoo.artifact import checkpoint, placing
+from zoo.artifact import checkpoint, files, placing
 from zoo.artifact.checkpoint import Network
 from zoo.errors import ArtifactError
 
@@ -201,3 +201,14 @@ def test_killed_at_any_moment_the_old_or_the_new_checkpoint_is_there(network: Ne
 def test_where_folders_cannot_be_swapped_a_kill_is_mended(network: Network, folder: Path) -> None:
     found = _killed(network, folder, "rename")
     assert found[0] == "old" and found[-1] == "new" and 1 <= found.count("none") <= 2
+
+
+def test_files_without_end_are_refused_before_they_are_hashed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (folder / "extra").open("wb") as file:
+        file.truncate(2**31)  # takes no space where the file system knows holes
+    manifest = json.loads((folder / files.MANIFEST).read_text())
+    manifest["files"]["extra"] = {"sha256": "0" * 64, "size": 1}
+    (folder / files.MANIFEST).write_text(json.dumps(manifest))
+    monkeypatch.setattr(files, "sha256", lambda path: pytest.fail(f"{path} was hashed"))
+    with pytest.raises(ArtifactError, match="lists files of more than 2,147,483,648 bytes"):
+        checkpoint.read(folder)

@@ -13,7 +13,7 @@ import pytest
 
 import zoo
 from evaluate.front import front, fronts
-from evaluate.table import BEGIN, END, absent_checkpoints, main, put_between, readme_tables, table_csv
+from evaluate.table import BEGIN, END, absent_checkpoints, main, order, put_between, readme_tables, table_csv
 from tests.records import make_record
 from zoo.errors import ArtifactError
 from zoo.results import Calibration, EvalData, Parent, Record, read_records, write_record
@@ -155,6 +155,17 @@ def test_a_checkpoint_that_git_leaves_out_says_so(checkout: Path) -> None:
 def test_a_subset_is_labelled() -> None:
     record = make_record(data=EvalData("shapes", 50, "first 50", "b" * 64))
     assert "**shapes (first 50)**, 50 images" in readme_tables([record])
+
+
+def test_a_partial_record_parts_neither_table_nor_picture() -> None:
+    part = EvalData("shapes", 50, "first 50", "c" * 64)
+    records = [make_record(recipe="a_w8a8", bits="W8A8"), make_record(recipe="b_w6a8", bits="W6A8", data=part),
+               make_record(recipe="c_w4a8")]  # fmt: skip
+    text = readme_tables(records)
+    assert text.count("**shapes**, 200 images") == 1 and text.count("**shapes (first 50)**, 50 images") == 1
+    drawn = fronts(sorted(records, key=order))
+    found = {path.stem: set(marks(ET.fromstring(text))) - {"float"} for path, text in drawn.items()}
+    assert found == {"shapes": {"W8A8", "W4A8"}, "shapes-first-50": {"W6A8"}}
 
 
 def test_order_of_records_does_not_matter() -> None:
