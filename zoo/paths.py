@@ -36,6 +36,11 @@ def run_place(name: str, seed: int) -> Path:
     return Path(name) if seed == 0 else Path(name, f"seed{seed}")
 
 
+def weights_name(name: str, seed: int) -> str:
+    """Return what the files of float weights are called that a run trains, without their suffix."""
+    return "-".join(run_place(name, seed).parts)
+
+
 def shipped_checkpoint(name: str) -> Path | None:
     """Return the folder of the checkpoint of this name that comes with the package; None where there is none."""
     shipped = results_dir() / name / "checkpoint"

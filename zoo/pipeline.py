@@ -114,7 +114,7 @@ def _run(recipe: Recipe, fields: dict[str, Any], root: Path, command: str) -> Ru
         seconds,
         command,
         context.log,
-        git if git_state() == git else Git(git.commit, True),
+        git_since(git),
     )
     metrics = record.to_dict()
     card = render_card(metrics, loaded.config)
@@ -348,6 +348,11 @@ def git_state() -> Git:
         return Git("unknown", False)
     changed = ask("status", "--porcelain", "--untracked-files=normal", "--", "zoo", "recipes")
     return Git(ask("rev-parse", "HEAD") or "unknown", changed is None or changed != "")
+
+
+def git_since(start: Git) -> Git:
+    """Return the state of the code at the start of a run, as changed where it is another one now."""
+    return start if git_state() == start else Git(start.commit, True)
 
 
 def yaml_text(fields: dict[str, Any]) -> str:

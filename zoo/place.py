@@ -11,7 +11,7 @@ from typing import Any
 
 from zoo import ranks
 from zoo.errors import ArtifactError, RecipeError
-from zoo.paths import run_place
+from zoo.paths import run_place, weights_name
 
 
 @contextlib.contextmanager
@@ -60,10 +60,10 @@ def require_own(fields: dict[str, Any], root: Path, *, trains_float: bool) -> No
     from zoo.results import FLOATS
 
     name, seed = str(fields["name"]), int(fields.get("seed", 0))
-    place = run_place(name, seed)
-    kept = root / FLOATS / f"{'-'.join(place.parts)}.json" if trains_float else root / place / "checkpoint"
+    weights = root / FLOATS / f"{weights_name(name, seed)}.json"
+    kept = weights if trains_float else root / run_place(name, seed) / "checkpoint"
     try:
-        notes = json.loads((kept if kept.suffix == ".json" else kept / "metrics.json").read_text(encoding="utf-8"))
+        notes = json.loads((kept if trains_float else kept / "metrics.json").read_text(encoding="utf-8"))
         recorded = notes["recipe_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return

@@ -76,9 +76,9 @@ def main(arguments: list[str]) -> int:
 
         try:
             report_release(publish(done.folder, hub))
-        except ZooError as error:
+        except ZooError:
             print(f"the checkpoint is kept: python -m zoo.publish {done.folder} repo={hub.repo}", file=sys.stderr)
-            raise error
+            raise
     return 0
 
 

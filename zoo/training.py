@@ -15,13 +15,14 @@ from zoo.context import Context, Images
 from zoo.data import DataConfig, load_split
 from zoo.evaluation import predict
 from zoo.graph.trace import trace
-from zoo.paths import output_dir, run_place
+from zoo.paths import output_dir, weights_name
 from zoo.pipeline import (
     accelerator,
     add_teacher,
     check_classes,
     configure,
     cpu_name,
+    git_since,
     git_state,
     remove,
     versions,
@@ -31,7 +32,7 @@ from zoo.preprocess import Preprocess
 from zoo.progress import bar
 from zoo.recipe import Recipe, content_hash, make_step
 from zoo.resolve import build
-from zoo.results import FLOATS, Git, dump, write_bytes, write_text
+from zoo.results import FLOATS, dump, write_bytes, write_text
 from zoo.train.log import csv_text
 from zoo.weights import ModelConfig, build_model, load_weights, tensors_sha256
 
@@ -65,7 +66,7 @@ def train_float(fields: dict[str, Any], *, output: Path | None = None, command: 
     recipe = Recipe.parse(fields)
     configure(recipe)
     root = Path(output) if output else output_dir()
-    name = "-".join(run_place(recipe.name, recipe.seed).parts)
+    name = weights_name(recipe.name, recipe.seed)
     with held(root / FLOATS / f".{name}.work"):
         return _train(recipe, fields, root, name, command)
 
@@ -103,7 +104,7 @@ def _train(recipe: Recipe, fields: dict[str, Any], root: Path, name: str, comman
         "steps": [asdict(s) for s in recipe.steps], "log": context.log, "versions": versions(), "code": __version__,
         "machine": cpu_name(), "threads": recipe.threads, "model": config.name,
         "accelerator": accelerator(recipe),
-        "git": asdict(git if git_state() == git else Git(git.commit, True)),
+        "git": asdict(git_since(git)),
     }  # fmt: skip
     path = root / FLOATS / f"{name}.safetensors"
     write_bytes(path, save(tensors))
