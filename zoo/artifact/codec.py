@@ -44,6 +44,8 @@ def encode(program: Program) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
             entry["out"] = asdict(node.out)
         if node.weight is not None:
             entry["weight"] = asdict(node.weight) | {"shape": list(program.tensors[f"{node.name}.weight"].shape)}
+            if not node.weight.mid_rise:
+                del entry["weight"]["mid_rise"]  # files from before it keep their bytes
             tensors |= _encode_weight(node, program)
             biases.append(program.tensors[f"{node.name}.bias"])
         if node.op == "table":
@@ -64,6 +66,8 @@ def _encode_weight(node: Node, program: Program) -> dict[str, Tensor]:
     found = {f"{name}.weight_scale": program.tensors[f"{name}.weight_scale"].contiguous()}
     if f"{name}.weight_zero_point" in program.tensors:
         found[f"{name}.weight_zero_point"] = program.tensors[f"{name}.weight_zero_point"].contiguous()
+    if node.weight.mid_rise:
+        codes = (codes.to(torch.int64) - 1) // 2
     if bits in PACKED:
         offset = 2 ** (bits - 1) if node.weight.symmetric else 0
         found[f"{name}.weight_packed"] = pack(codes.to(torch.int64).flatten(1) + offset, bits)
@@ -140,17 +144,19 @@ def _node(entry: Any, seen: set[str], where: str) -> Node:
     if op in ("conv2d", "linear"):
         fields = entry.get("weight")
         expected = {"bits", "symmetric", "per_channel", "narrow", "shape"}
-        if not isinstance(fields, dict) or set(fields) != expected:
+        if not isinstance(fields, dict) or set(fields) - {"mid_rise"} != expected:
             raise ArtifactError(f"{where}.weight: needs exactly the fields {', '.join(sorted(expected))}")
         if (
             type(fields["bits"]) is not int
             or fields["bits"] not in range(2, 9)
-            or not all(isinstance(fields[k], bool) for k in ("symmetric", "per_channel", "narrow"))
+            or not all(isinstance(fields[k], bool) for k in set(fields) - {"bits", "shape"})
         ):
             raise ArtifactError(f"{where}.weight: bits must be 2..8 and the flags true or false")
         if fields["narrow"] and not fields["symmetric"]:
             raise ArtifactError(f"{where}.weight: a narrow range needs a symmetric format")
-        weight = WeightFormat(fields["bits"], fields["symmetric"], fields["per_channel"], fields["narrow"])
+        weight = WeightFormat(**{key: value for key, value in fields.items() if key != "shape"})
+        if weight.mid_rise and (weight.bits not in PACKED or not weight.symmetric or weight.narrow):
+            raise ArtifactError(f"{where}.weight: mid_rise needs a symmetric format of 2..4 bits, not narrow")
     return Node(name, op, tuple(inputs), attrs, out, weight)
 
 
@@ -246,4 +252,6 @@ def _decode_weight(node: Node, fields: Any, left: dict[str, Tensor], program: Pr
     least = low + int(node.weight.narrow)
     if int(packed.min()) < least or int(packed.max()) >= low + 2**bits:
         raise ArtifactError(f"{where}: {name}.weight_packed holds codes beyond {bits} bits")
+    if node.weight.mid_rise:
+        packed = 2 * packed + 1
     program.tensors[f"{name}.weight"] = packed.reshape(shape)

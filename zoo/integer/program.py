@@ -54,12 +54,13 @@ class TensorFormat:
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """A weight's codes, one scale per output channel or one in all."""
+    """A weight's codes, one scale per output channel or one in all. ``mid_rise`` codes are the odd numbers."""
 
     bits: int
     symmetric: bool
     per_channel: bool
     narrow: bool = False
+    mid_rise: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _node(module: nn.Module, name: str, inputs: tuple[str, ...], program: Progra
     if isinstance(module, q.QWeighted):
         _weights(module, name, program.format_of(inputs[0]), out, program.tensors, semantics)
         fmt = module.weight_quantizer.fmt
-        weight = WeightFormat(fmt.bits, fmt.symmetric, module.weight_quantizer.axis == 0, fmt.narrow)
+        weight = WeightFormat(fmt.bits, fmt.symmetric, module.weight_quantizer.axis == 0, fmt.narrow, fmt.mid_rise)
         if isinstance(module, q.QConv2d):
             attrs |= {
                 "stride": list(_pair(module.stride)), "pad": list(module.pad), "dilation": list(_pair(module.dilation)),
@@ -175,7 +176,9 @@ def _weights(
     quantizer = module.weight_quantizer
     if not bool(quantizer.ready):
         raise QuantError(f"{name}: its weight was never calibrated; put the step calibrate before integerize")
-    scale = quantizer.scale.detach().clone()
+    # odd codes of half the step: the levels between the integers become integers
+    unit = 0.5 if quantizer.fmt.mid_rise else 1.0
+    scale = quantizer.scale.detach() * unit
     constant, _ = rounding_offsets(semantics, source, scale, out)
     floor = (module.bias.double() - constant * out.scale).abs() / (source.scale * BIAS_LIMIT)
     if scale.numel() == 1:
@@ -183,9 +186,11 @@ def _weights(
     too_small = scale.double() < floor
     if bool(too_small.any()):
         scale = torch.where(too_small, (floor * (1 + 1e-6)).float(), scale)
-        quantizer.scale.copy_(scale)
+        quantizer.scale.copy_(scale / unit)
     weight = module.weight
     codes = quantizer.codes(weight)
+    if quantizer.fmt.mid_rise:
+        codes = 2 * codes + 1
     tensors[f"{name}.weight"] = codes.to(torch.int8 if quantizer.signed else torch.uint8).contiguous()
     tensors[f"{name}.weight_scale"] = scale
     if not quantizer.fmt.symmetric:

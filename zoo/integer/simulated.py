@@ -84,11 +84,14 @@ def _weighted(node: Node, program: Program, out: Quantizer, act: str | None, rou
             groups=groups,
         )  # fmt: skip
     layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
-    granularity = "per_channel" if scale.numel() > 1 or codes.shape[0] == 1 else "per_tensor"
-    fmt = Format(node.weight.bits, node.weight.symmetric, granularity, narrow=node.weight.narrow)  # type: ignore[arg-type]
+    own, each = node.weight, scale.numel() > 1 or codes.shape[0] == 1
+    fmt = Format(
+        own.bits, own.symmetric, "per_channel" if each else "per_tensor", narrow=own.narrow, mid_rise=own.mid_rise
+    )
     module = (q.QLinear if node.op == "linear" else q.QConv2d)(layer, fmt, out, act)  # type: ignore[arg-type]
     if not act and bool((kink != 0).any()):
         module.nudge = (kink * node.out.scale).float().expand(len(bias)).reshape([1, -1] + [1] * (codes.dim() - 2))
     zero = program.tensors.get(f"{node.name}.weight_zero_point")
+    scale = scale * 2 if own.mid_rise else scale
     module.weight_quantizer.set_qparams(scale, torch.zeros_like(scale) if zero is None else zero)
     return module

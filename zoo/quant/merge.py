@@ -48,7 +48,8 @@ def _merge(layer: QWeighted) -> None:
         scale = (old.scale.double() * factor.abs().clamp(min=_LEAST)).clamp(min=1e-30).float()
         new.set_qparams(scale, old.zero_point)
         layer.weight.copy_(
-            (codes - old.zero_point.reshape(-1).expand(len(factor)).reshape(column)) * scale.reshape(column)
+            (codes - old.zero_point.reshape(-1).expand(len(factor)).reshape(column) + old.fmt.offset)
+            * scale.reshape(column)
         )
     else:
         layer.weight.copy_(latent * factor.float().reshape(column))

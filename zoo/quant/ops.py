@@ -1,4 +1,7 @@
-"""The four primitives. ``q = clamp(round_half_even(x / s) + z, qmin, qmax)``, ``x' = (q - z) s``."""
+"""The four primitives. ``q = clamp(round_half_even(x / s) + z, qmin, qmax)``, ``x' = (q - z) s``.
+
+Mid-rise levels are those of ``x - s / 2``, moved back by ``s / 2``.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,12 @@ def expand(value: Tensor, like: Tensor, axis: int | None) -> Tensor:
     if axis is None or value.numel() == 1:
         return value.reshape([1] * like.dim())
     return value.reshape([-1 if i == axis else 1 for i in range(like.dim())])
+
+
+def half_step(scale: Tensor, like: Tensor, axis: int | None, gain: float = 1.0) -> Tensor:
+    """Return ``s / 2`` in a shape that broadcasts over ``like``; its gradient is multiplied by ``gain``."""
+    s = expand(scale, like, axis)
+    return (s.detach() + (s - s.detach()) * gain) / 2
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None = None) -> Tensor:

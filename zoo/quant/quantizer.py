@@ -99,17 +99,21 @@ class Quantizer(nn.Module):
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Set scale and zero point from the real range(s) to represent; zero is always representable.
 
-        Symmetric: ``s = max(|low| / -qmin, high / qmax)``. Affine: ``s = (high - low) / (qmax - qmin)``,
-        ``z = round(qmin - low / s)`` (Krishnamoorthi 2018, eq. 2-4). A constant zero tensor gets the scale 1 / qmax.
+        Symmetric: ``s = max(|low| / -qmin, high / qmax)``, with mid-rise levels both ends plus 1/2. Affine:
+        ``s = (high - low) / (qmax - qmin)``, ``z = round(qmin - low / s)`` (Krishnamoorthi 2018, eq. 2-4). A constant
+        zero tensor gets the scale 1 / qmax, or a tiny one where levels are mid-rise.
         """
         low, high = low.detach().reshape(-1).double().clamp(max=0), high.detach().reshape(-1).double().clamp(min=0)
         if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
             raise QuantError("the range is not finite: activations or weights hold NaN or infinity")
         if self.fmt.symmetric:
-            scale = torch.maximum(high / max(self.qmax, 1), (low / self.qmin) if self.qmin else torch.zeros_like(low))
+            least, most = self.qmin + self.fmt.offset, max(self.qmax, 1) + self.fmt.offset
+            scale = torch.maximum(high / most, (low / least) if least else torch.zeros_like(low))
         else:
             scale = (high - low) / (self.qmax - self.qmin)
-        scale = torch.where(scale < 1e-30, torch.full_like(scale, 1.0 / self.qmax), scale)
+        # without a level at zero, only a small step keeps a channel of zeros near it
+        empty = 1e-12 if self.fmt.mid_rise else 1.0 / self.qmax
+        scale = torch.where(scale < 1e-30, torch.full_like(scale, empty), scale)
         if self.fmt.scale == "pow2":
             scale = torch.exp2(torch.ceil(torch.log2(scale)))
         zero = torch.zeros_like(scale)
@@ -119,11 +123,14 @@ class Quantizer(nn.Module):
 
     def range(self) -> tuple[Tensor, Tensor]:
         """Return the real values of the smallest and the largest code."""
-        return (self.qmin - self.zero_point) * self.scale, (self.qmax - self.zero_point) * self.scale
+        low, high = (end - self.zero_point + self.fmt.offset for end in (self.qmin, self.qmax))
+        return low * self.scale, high * self.scale
 
     def codes(self, x: Tensor, sign: Tensor | None = None) -> Tensor:
         """Return the integer codes of ``x`` as float32; ``sign`` as in ``forward``."""
         scale, axis = signed_scale(self.scale.detach(), sign, self.axis)
+        if self.fmt.mid_rise:
+            x = x - ops.half_step(scale, x, axis)
         return ops.quantize(x, scale, self.zero_point, self.qmin, self.qmax, axis)
 
     def lsq_gain(self, x: Tensor) -> float:
@@ -140,6 +147,15 @@ class Quantizer(nn.Module):
             return x
         if self.learner is not None:
             return self.learner(x, self, sign)  # type: ignore[no-any-return]
+        if self.fmt.mid_rise:
+            scale, axis = (
+                (self.scale, self.axis) if sign is None else signed_scale(self.scale.detach(), sign, self.axis)
+            )
+            half = ops.half_step(scale, x, axis, self.lsq_gain(x))
+            return self._fake(x - half, sign) + half
+        return self._fake(x, sign)
+
+    def _fake(self, x: Tensor, sign: Tensor | None) -> Tensor:
         if sign is not None:
             scale, axis = signed_scale(self.scale.detach(), sign, self.axis)
             return ops.fake_quantize(x, scale, self.zero_point, self.qmin, self.qmax, axis)

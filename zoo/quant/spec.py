@@ -10,18 +10,27 @@ from zoo.errors import RecipeError
 from zoo.resolve import build
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+MID_RISE_BITS = 4  # beyond, odd codes do not fit a byte, and half a step gains nothing
 FIRST, LAST = ":first", ":last"
+_NO_ZERO = "activations need a level at zero; mid-rise levels are for weights"
 
 
 @dataclass(frozen=True)
 class Format:
-    """An integer format: bits, symmetric or affine, one scale per tensor or per output channel, float or 2^k scale."""
+    """An integer format: bits, symmetric or affine, one scale per tensor or per output channel, float or 2^k scale.
+
+    ``mid_rise`` levels lie half a step beside zero, ``(q + 1/2) s``: of two bits -3/2, -1/2, 1/2 and 3/2 steps, where
+    the codes of two's complement have -2, -1, 0 and 1. As many are positive as negative, which counts where there are
+    few (Choi et al. 2019 and Liu et al. 2025, ParetoQ, take them for 2-bit weights). Weights alone: activations and
+    padding need a zero. A checkpoint holds the odd codes 2q + 1 and half the step, so kernels need nothing new.
+    """
 
     bits: int = 8
     symmetric: bool = True
     granularity: Literal["per_tensor", "per_channel"] = "per_tensor"
     scale: Literal["float", "pow2"] = "float"
     narrow: bool = False
+    mid_rise: bool = False
 
     def __post_init__(self) -> None:
         """Refuse bit widths that no checkpoint can hold."""
@@ -29,6 +38,15 @@ class Format:
             raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {self.bits}")
         if self.narrow and not self.symmetric:
             raise ValueError("narrow range needs a symmetric format")
+        if self.mid_rise and (not self.symmetric or self.narrow):
+            raise ValueError("mid_rise needs a symmetric format without narrow")
+        if self.mid_rise and self.bits > MID_RISE_BITS:
+            raise ValueError(f"mid_rise is for 2..{MID_RISE_BITS} bits, got {self.bits}; set mid_rise: false")
+
+    @property
+    def offset(self) -> float:
+        """Return what is added to a code less its zero point, before the scale: 1/2 for mid-rise levels."""
+        return 0.5 if self.mid_rise else 0.0
 
     def limits(self, signed: bool) -> tuple[int, int]:
         """Return the smallest and largest code."""
@@ -79,6 +97,8 @@ class QuantConfig:
             chosen = getattr(self, name)
             if chosen is not None and chosen.granularity != "per_tensor":
                 raise ValueError(f"{name}.granularity must be per_tensor")
+            if chosen is not None and chosen.mid_rise:
+                raise ValueError(f"{name}.mid_rise must be false: {_NO_ZERO}")
         if self.weight.bits == 16:
             raise ValueError("weight.bits must be 2..8; 16 bit is an activation format")
         if self.table.bits > 8:
@@ -95,4 +115,6 @@ def change(base: Format, override: Override, part: Literal["weight", "act", "inp
         raise RecipeError(f"{where}.weight.bits: must be 2..8; 16 bit is an activation format")
     if part != "weight" and made.granularity != "per_tensor":
         raise RecipeError(f"{where}.{part}.granularity: must be per_tensor; no integer kernel takes another")
+    if part != "weight" and made.mid_rise:
+        raise RecipeError(f"{where}.{part}.mid_rise: must be false: {_NO_ZERO}")
     return made

@@ -16,7 +16,7 @@ from zoo.context import Context
 from zoo.errors import QuantError
 from zoo.graph.fold import clone
 from zoo.quant.layers import QConv2d, QWeighted
-from zoo.steps._walk import Visit, float_twin, require_calibrated, walk
+from zoo.steps._walk import Visit, float_twin, require_calibrated, require_zero_level, walk
 
 DAMPINGS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 KEPT = 1 << 28  # numbers of a layer's inputs held at a time: a gigabyte
@@ -76,9 +76,10 @@ def round_layers(
     """Return the Q-graph with every weight on the codes [G, m, d] that ``choose`` gives, and the bias that follows.
 
     Layers are settled in the order of computation; the log has the share of variance that each one loses. Raises
-    QuantError, naming the step, for an uncalibrated graph.
+    QuantError, naming the step, for an uncalibrated graph and for mid-rise weights.
     """
     require_calibrated(net, name)
+    require_zero_level(net, name)
     net = clone(net)
     batches = list(ctx.calibration.batches(step.batch, step.images))
     generator = ctx.generator()

@@ -49,6 +49,13 @@ def require_calibrated(net: fx.GraphModule, step: str) -> None:
     require_no_norms(net, step)
 
 
+def require_zero_level(net: fx.GraphModule, step: str) -> None:
+    """Raise QuantError for mid-rise weights, where a step counts on a level at zero."""
+    if any(isinstance(m, QWeighted) and m.weight_quantizer.fmt.mid_rise for m in net.modules()):
+        raise QuantError(f"{step}: weights have mid-rise levels, which calibrate, distill and train know; leave {step} "
+                         "out or set quant.weight.mid_rise=false")  # fmt: skip
+
+
 def require_no_norms(net: fx.GraphModule, step: str) -> None:
     """Raise QuantError for a Q-graph with BatchNorm of its own."""
     if any(isinstance(m, QWeighted) and m.norm is not None for m in net.modules()):

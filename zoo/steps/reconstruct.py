@@ -15,7 +15,7 @@ from zoo.quant.layers import QNode, QWeighted
 from zoo.quant.rounding import LearnedRounding, beta, rounding_loss
 from zoo.steps._blocks import Block, blocks
 from zoo.steps._learn import units_of
-from zoo.steps._walk import float_twin, require_calibrated
+from zoo.steps._walk import float_twin, require_calibrated, require_zero_level
 from zoo.train.schedule import cosine
 
 
@@ -57,6 +57,8 @@ class Reconstruct:
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the reconstructed Q-graph; QuantError for one that is not calibrated or a loss that is not finite."""
         require_calibrated(net, "reconstruct")
+        if self.weights == "rounding":
+            require_zero_level(net, "reconstruct")
         net = clone(net)
         twin = float_twin(net)
         quantized = [x for x in ctx.calibration.batches(self.batch, self.images)]

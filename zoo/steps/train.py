@@ -18,7 +18,7 @@ from zoo.native.kernels import kernels
 from zoo.quant.attach import attach, settle
 from zoo.quant.layers import QNode
 from zoo.resolve import names
-from zoo.steps._walk import require_ranges
+from zoo.steps._walk import require_ranges, require_zero_level
 from zoo.train import optimizer as optimizers
 from zoo.train import standardize
 from zoo.train.checkpoint import Snapshots, identity_of, wiring
@@ -169,6 +169,8 @@ class Train:
             if self.standardize and all(layer.norm is None for layer in low_bit(net)):
                 raise RecipeError("train.standardize: no layer of few bits has a BatchNorm behind it; put quantize: "
                                   "{batchnorm: merge} before it, or leave it out")  # fmt: skip
+            if self.sparsify is not None:
+                require_zero_level(net, "train.sparsify")
             if self.sparsify is not None and not self.sparsify.layers(net):
                 raise RecipeError("train.sparsify: no layer but the first has a multiple of 4 input channels; leave it "
                                   "out")  # fmt: skip

@@ -58,7 +58,8 @@ class Frozen:
             mean.lerp_(now, self.settings.momentum)
             if active:
                 fresh = (frequency > limit) & ~frozen
-                codes.copy_(torch.where(fresh, torch.round(mean), codes))
+                offset = self.seen.layers[i].weight_quantizer.fmt.offset
+                codes.copy_(torch.where(fresh, torch.round(mean - offset) + offset, codes))
                 frozen |= fresh
         self.hold()
 

@@ -31,12 +31,15 @@ def weight_limits(layer: QWeighted) -> tuple[Tensor, Tensor]:
     """Return the smallest and largest weight that is not clipped, broadcasting over the weight."""
     quantizer, scale = layer.weight_quantizer, weight_scale(layer)
     zero = ops.expand(quantizer.zero_point, layer.weight, quantizer.axis)
-    ends = ((quantizer.qmin - zero) * scale, (quantizer.qmax - zero) * scale)
+    ends = [(end - zero + quantizer.fmt.offset) * scale for end in (quantizer.qmin, quantizer.qmax)]
     return torch.minimum(*ends), torch.maximum(*ends)
 
 
 @torch.no_grad()
 def weight_codes(layer: QWeighted) -> Tensor:
-    """Return the centred integer codes of the latent weight, float32 in the weight's shape."""
-    low, high = weight_limits(layer)
-    return torch.round(layer.latent().clamp(low, high) / weight_scale(layer))
+    """Return the centred codes of the latent weight, float32 in its shape; mid-rise ones lie halfway between integers.
+
+    Times the scale they are the quantized weight.
+    """
+    (low, high), offset = weight_limits(layer), layer.weight_quantizer.fmt.offset
+    return torch.round(layer.latent().clamp(low, high) / weight_scale(layer) - offset) + offset

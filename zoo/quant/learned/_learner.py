@@ -54,8 +54,9 @@ class Learner(RangeLearner):
         scale, axis = signed_scale(self.scale(), sign, quantizer.axis)
         zero = self.zero_point(quantizer)
         return learned_range(
-            x, scale, zero, quantizer.qmin, quantizer.qmax, axis, self.gain(x, quantizer), self.rounding, self.kernels
-        )
+            x, scale, zero, quantizer.qmin, quantizer.qmax, axis, self.gain(x, quantizer), self.rounding, self.kernels,
+            quantizer.fmt.mid_rise,
+        )  # fmt: skip
 
     def normed(self, u: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d, quantizer: Quantizer) -> Tensor | None:
         """Return ``self(norm(u))`` in one operation; None where there is none for it."""

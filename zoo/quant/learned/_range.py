@@ -17,9 +17,12 @@ _SHORT = 64  # elements of a row below which a matrix product costs more than a 
 
 def learned_range(
     x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None, gain: float, rounding: bool,
-    kernels: Kernels | None = None,
+    kernels: Kernels | None = None, mid_rise: bool = False,
 ) -> Tensor:  # fmt: skip
     """Return ``LearnedRange`` of the tensor, in the form that suits: without a gradient, for a CPU, for all else."""
+    if mid_rise:
+        half = ops.half_step(scale, x, axis, gain)
+        return learned_range(x - half, scale, zero_point, qmin, qmax, axis, gain, rounding, kernels) + half
     if not torch.is_grad_enabled():
         return ops.fake_quantize(x, scale, zero_point, qmin, qmax, axis)
     if not ops.readable(x):

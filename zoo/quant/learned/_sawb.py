@@ -27,7 +27,7 @@ class Sawb(RangeLearner):
             raise QuantError("train: quantizer pact takes the range of weights from their moments, which suits a "
                              "symmetric format only; set weight.symmetric or choose lsq")  # fmt: skip
         self.register_buffer("last", quantizer.scale.detach().clone())
-        self.coefficients = coefficients(quantizer.qmin, quantizer.qmax)
+        self.coefficients = coefficients(quantizer.qmin, quantizer.qmax, quantizer.fmt.offset)
 
     @torch.no_grad()
     def measure(self, x: Tensor, quantizer: Quantizer) -> None:
@@ -38,12 +38,14 @@ class Sawb(RangeLearner):
     def _measure(self, weight: Tensor, quantizer: Quantizer) -> Tensor:
         rows = weight.flatten(1) if quantizer.axis == 0 else weight.reshape(1, -1)
         if quantizer.fmt.bits > _MOST_BITS:
-            scale = rows.abs().amax(1) / quantizer.qmax
+            scale = rows.abs().amax(1) / (quantizer.qmax + quantizer.fmt.offset)
         else:
             c1, c2 = self.coefficients
             spread = rows.square().mean(1).sqrt()
             # few weights of nearly one magnitude lie outside what was fitted, and all of them would be cut off
-            scale = torch.maximum(c1 * spread - c2 * rows.abs().mean(1), spread / -quantizer.qmin)
+            scale = torch.maximum(
+                c1 * spread - c2 * rows.abs().mean(1), spread / -(quantizer.qmin + quantizer.fmt.offset)
+            )
         scale = torch.where(scale > 1e-30, scale, self.last)
         self.last.copy_(scale)
         return scale
@@ -56,7 +58,7 @@ class Sawb(RangeLearner):
         """Return the fake-quantized weight; gradients pass inside the range."""
         scale, axis = signed_scale(self._measure(x, quantizer), sign, quantizer.axis)
         zero, ends = quantizer.zero_point, (quantizer.qmin, quantizer.qmax)
-        return learned_range(x, scale, zero, *ends, axis, 1.0, True, self.kernels)
+        return learned_range(x, scale, zero, *ends, axis, 1.0, True, self.kernels, quantizer.fmt.mid_rise)
 
     def settle(self, quantizer: Quantizer) -> None:
         """Write the last scale into the quantizer."""

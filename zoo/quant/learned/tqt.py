@@ -27,7 +27,9 @@ class Tqt(Learner):
     def __init__(self, quantizer: Quantizer, *, weight: bool, relative: bool) -> None:
         """Start from the calibrated range; ``relative`` changes nothing, a logarithm is relative."""
         super().__init__(quantizer.scale, torch.ones_like(quantizer.scale), False)
-        reach = torch.clamp(quantizer.qmax - quantizer.zero_point, min=1).expand_as(quantizer.scale)
+        reach = torch.clamp(quantizer.qmax - quantizer.zero_point + quantizer.fmt.offset, min=1).expand_as(
+            quantizer.scale
+        )
         self.register_buffer("reach", torch.log2(reach))
         self.value = nn.Parameter(torch.log2(quantizer.scale.detach()) + self.reach)
         self.register_buffer("square", torch.zeros_like(self.value))

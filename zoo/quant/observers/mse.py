@@ -62,7 +62,10 @@ class Mse:
         for tried in range(0, self.candidates, at_once):
             now = slice(tried, tried + at_once)
             rows = sample.repeat(len(scales[now]), 1)
-            made = ops.fake_quantize(rows, scales[now].flatten(), zeros[now].flatten(), trial.qmin, trial.qmax, 0)
+            steps, zero = scales[now].flatten(), zeros[now].flatten()
+            if trial.fmt.mid_rise:
+                rows -= ops.half_step(steps, rows, 0)  # moves the levels with it: the error is the same
+            made = ops.fake_quantize(rows, steps, zero, trial.qmin, trial.qmax, 0)
             errors[now] = self._mean(made.sub_(rows)).reshape_as(scales[now])
             last = min(tried + at_once, self.candidates) - 1
             if (last + 1) % _BLOCK == 0 and trial.fmt.scale == "float":
