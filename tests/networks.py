@@ -13,11 +13,12 @@ from zoo.quant.spec import Format, Override, QuantConfig
 SIZE = 16
 
 
-def config(weight: int = 4, act: int = 8) -> QuantConfig:
+def config(weight: int = 4, act: int = 8, mid_rise: bool = False) -> QuantConfig:
     """Return the formats of the shipped recipes: first and last layer with 8-bit weights."""
-    ends = (Override(":first", weight={"bits": 8}), Override(":last", weight={"bits": 8}))
+    eight = {"bits": 8, "mid_rise": False}
+    ends = (Override(":first", weight=eight), Override(":last", weight=eight))
     return QuantConfig(
-        weight=Format(bits=weight, granularity="per_channel"), act=Format(bits=act, symmetric=False),
+        weight=Format(bits=weight, granularity="per_channel", mid_rise=mid_rise), act=Format(bits=act, symmetric=False),
         overrides=ends if weight < 8 else (),
     )  # fmt: skip
 
@@ -42,8 +43,8 @@ def images(count: int = 64, size: int = SIZE) -> torch.Tensor:
     return nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
 
 
-def start(weight: int = 4, act: int = 8, count: int = 64) -> tuple[fx.GraphModule, Context]:
+def start(weight: int = 4, act: int = 8, count: int = 64, mid_rise: bool = False) -> tuple[fx.GraphModule, Context]:
     """Return a traced float graph and a context with calibration images."""
     pictures = images(count)
     parent = trace(small_resnet(), pictures[:1])
-    return parent, Context(config(weight, act), Images(pictures), parent)
+    return parent, Context(config(weight, act, mid_rise), Images(pictures), parent)

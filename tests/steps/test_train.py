@@ -33,7 +33,9 @@ QUANTIZE: list[tuple[str, dict[str, Any]]] = [
 SHORT = {"epochs": 2, "batch": 16, "lr": 0.01, "bf16": False, "warm": 0.0, "patience": 99}
 
 
-def start(weight: int = 4, act: int = 4, count: int = 64) -> tuple[fx.GraphModule, Context]:
+def start(
+    weight: int = 4, act: int = 4, count: int = 64, mid_rise: bool = False
+) -> tuple[fx.GraphModule, Context]:  # fmt: skip
     """Return a float graph some of whose BatchNorm factors are negative or zero, and labelled images."""
     pictures = images(count)
     labels = (pictures[:, 0].mean((1, 2)) > 0).long()
@@ -44,7 +46,7 @@ def start(weight: int = 4, act: int = 4, count: int = 64) -> tuple[fx.GraphModul
                 module.weight[::3] *= -1
                 module.weight[1] = 0.0
     parent = trace(model, pictures[:1])
-    return parent, Context(config(weight, act), Images(pictures, labels=labels), parent)
+    return parent, Context(config(weight, act, mid_rise), Images(pictures, labels=labels), parent)
 
 
 def layers(net: fx.GraphModule) -> list[QWeighted]:
@@ -60,9 +62,9 @@ def test_quantizing_with_batchnorm_kept_changes_nothing_before_calibration() -> 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("weight", [2, 3, 4, 8])
-def test_merging_keeps_the_function_and_every_code(weight: int) -> None:
-    net, ctx = start(weight, 8)
+@pytest.mark.parametrize(("weight", "mid_rise"), [(2, False), (3, False), (4, False), (8, False), (2, True), (4, True)])
+def test_merging_keeps_the_function_and_every_code(weight: int, mid_rise: bool) -> None:
+    net, ctx = start(weight, 8, mid_rise=mid_rise)
     graph = apply(net, ctx, *QUANTIZE)
     merged = merge_batchnorm(graph)
     assert all(layer.norm is None for layer in layers(merged))
@@ -72,14 +74,16 @@ def test_merging_keeps_the_function_and_every_code(weight: int) -> None:
         gain = torch.ones(len(before.bias)) if norm is None else norm.weight / (norm.running_var + norm.eps).sqrt()
         wanted = before.quantized_weight() * gain.reshape(column)
         assert torch.allclose(after.quantized_weight(), wanted, atol=1e-6, rtol=1e-5)
+        assert torch.allclose(after.weight, wanted, atol=1e-6, rtol=1e-5)
     x, ours, theirs = images(16), graph, merged
     a, b = ours(x), theirs(x)
     # a last-bit difference of a convolution may move a tensor by one code
     assert float((a - b).abs().mean()) < 0.01 * float(a.std())
 
 
-def test_integers_agree_with_the_trained_graph_in_eval_mode() -> None:
-    net, ctx = start(4, 8)
+@pytest.mark.parametrize(("weight", "mid_rise"), [(4, False), (2, True)])
+def test_integers_agree_with_the_trained_graph_in_eval_mode(weight: int, mid_rise: bool) -> None:
+    net, ctx = start(weight, 8, mid_rise=mid_rise)
     graph = apply(net, ctx, *QUANTIZE, ("train", SHORT))
     assert any(bool((m.norm.weight < 0).any()) for m in layers(graph) if m.norm is not None)
     integer = apply(graph, ctx, ("integerize", {"semantics": "float32"}))
@@ -94,9 +98,12 @@ def test_integers_agree_with_the_trained_graph_in_eval_mode() -> None:
 @pytest.mark.parametrize(
     ("optimizer", "native"), [("sgd", False), ("adamw", False), pytest.param("sgd", True, marks=needs_compiler)]
 )
-def test_every_quantizer_learns(quantizer: str, optimizer: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mid_rise", [False, True])
+def test_every_quantizer_learns(
+    quantizer: str, optimizer: str, native: bool, mid_rise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     used = calls(monkeypatch)
-    net, ctx = start(3, 4)
+    net, ctx = start(3, 4, mid_rise=mid_rise)
     rate = {"sgd": {"lr": 0.05}, "adamw": {"lr": 0.005}}[optimizer]
     settings = SHORT | {"epochs": 6, "quantizer": quantizer, "optimizer": optimizer, "augment": False} | rate
     settings["native"] = native
