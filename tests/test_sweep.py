@@ -51,6 +51,11 @@ def test_seeds_are_run_once_and_merge_into_one_row(tmp_path: Path) -> None:
     assert table.count("`resnet8_fashion_w8a8`") == 1 and f"| {mean:.2f} ± {deviation:.2f} (3) |" in table
     assert table_csv(records).count("\nresnet8_fashion_w8a8,") == 3
 
+    # one other value makes no folder of its own, and must not replace what is there
+    other = sweep(tmp_path, "recipe=resnet8_fashion_w8a8", "quant.act.bits=6", *SMALL)
+    assert other.returncode == 1 and "this is a changed recipe, and would replace" in other.stdout
+    assert read_records(tmp_path) == records
+
 
 @pytest.mark.slow
 def test_a_run_that_fails_stops_no_other_and_other_fields_write_apart(tmp_path: Path) -> None:

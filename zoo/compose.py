@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from zoo.errors import RecipeError, suggest
@@ -23,12 +24,16 @@ def compose(overrides: list[str]) -> dict[str, Any]:
     """Compose the Hydra configuration of some overrides into plain values."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        with initialize_config_dir(config_dir=str(recipes_dir()), version_base="1.3"):
+        # a job of a sweep has Hydra running, on the same folder
+        running = GlobalHydra.instance().is_initialized()
+        place = {"config_dir": str(recipes_dir()), "version_base": "1.3"}
+        with nullcontext() if running else initialize_config_dir(**place):
             config = hydra_compose("config", overrides=overrides)
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:

@@ -82,13 +82,18 @@ def one(config: DictConfig) -> None:
 
 
 def attempt(fields: dict[str, Any], overrides: list[str], root: Path) -> dict[str, Any]:
-    """Run a recipe unless its record is there; return ``state`` (kept or made) and ``top1``."""
+    """Run a recipe unless its record is there; return ``state`` (kept or made) and ``top1``.
+
+    Raises RecipeError where a changed recipe would replace what another one has made.
+    """
     from zoo.pipeline import run
+    from zoo.place import require_own
     from zoo.training import ends_in_float, train_float
 
     kept = recorded(fields, root)
     if kept is not None:
         return {"state": "kept", "top1": kept}
+    require_own(fields, root, trains_float=ends_in_float(fields))
     command = shlex.join(["python", "-m", "zoo.run", *overrides])
     if ends_in_float(fields):
         return {"state": "made", "top1": train_float(fields, output=root, command=command).top1}

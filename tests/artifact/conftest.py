@@ -18,7 +18,8 @@ RECIPE: dict[str, Any] = {
     "quant": {
         "weight": {"bits": 4, "granularity": "per_channel"},
         "act": {"bits": 8, "symmetric": False},
-        "overrides": [{"match": ":first", "weight": {"bits": 8}}, {"match": "block2.conv1", "weight": {"bits": 3}},
+        "overrides": [{"match": ":first", "weight": {"bits": 8}},
+                      {"match": "block2.conv1", "weight": {"bits": 3, "mid_rise": True}},
                       {"match": "block3.conv2", "weight": {"bits": 2, "symmetric": False}}],
     },
     "steps": ["fold_batchnorm", "quantize", {"calibrate": {"act": "minmax"}}, "integerize"],
@@ -27,7 +28,7 @@ RECIPE: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def network() -> Network:
-    """A ResNet8 with random weights in 2, 3, 4 and 8 bits."""
+    """A ResNet8 with random weights in 2, 3 (mid-rise), 4 and 8 bits."""
     return zoo.quantize(small_resnet(), RECIPE, [images(64)])
 
 
