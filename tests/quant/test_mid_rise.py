@@ -15,6 +15,7 @@ from zoo.artifact.codec import decode, encode
 from zoo.errors import ArtifactError, QuantError, RecipeError
 from zoo.integer.program import Program
 from zoo.native.kernels import kernels
+from zoo.pipeline import quantization_config
 from zoo.quant.learned.lsq import Lsq
 from zoo.quant.learned.pact import Pact
 from zoo.quant.learned.tqt import Tqt
@@ -144,6 +145,9 @@ def test_a_checkpoint_returns_every_code_in_as_few_bits(bits: int) -> None:
     assert words.shape[1] <= math.ceil(columns / 32) * bits
     plain = next(node for node in nodes if "weight" in node and node["name"] != name and node["weight"]["bits"] == 8)
     assert "mid_rise" not in plain["weight"]  # checkpoints from before keep their bytes
+    groups = quantization_config(program, "tflite")["config_groups"]
+    assert groups[f"group_w{bits}_mid_rise"]["weights"]["mid_rise"] is True
+    assert "mid_rise" not in groups["group_w8"]["weights"]
     for wrong in ({"bits": 8}, {"symmetric": False}, {"narrow": True}, {"mid_rise": 1}, {"half": True}):
         other = [n | {"weight": n["weight"] | wrong} if n["name"] == name else n for n in nodes]
         with pytest.raises(ArtifactError, match=r"mid_rise|flags|needs exactly"):

@@ -74,7 +74,8 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the format in a line."""
-        return f"{'int' if self.signed else 'uint'}{self.fmt.bits}, qmin={self.qmin}, qmax={self.qmax}"
+        levels = ", mid-rise" if self.fmt.mid_rise else ""
+        return f"{'int' if self.signed else 'uint'}{self.fmt.bits}, qmin={self.qmin}, qmax={self.qmax}{levels}"
 
     @property
     def of_weights(self) -> bool:
