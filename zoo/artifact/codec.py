@@ -23,6 +23,7 @@ _ARITY = {"input": 0, "add": 2, "mul": 2}
 _UNFORMATTED = ("max_pool", "flatten")
 _TABLES = (torch.uint8, torch.int16, torch.int32)
 _MAX_SIDE, _MAX_NODES = 4096, 1024
+_LATER = ("mid_rise", "shift")  # fields of a weight that are written only where they are set
 BIAS = "bias"  # no node's own: theirs have a dot
 
 
@@ -44,8 +45,8 @@ def encode(program: Program) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
             entry["out"] = asdict(node.out)
         if node.weight is not None:
             entry["weight"] = asdict(node.weight) | {"shape": list(program.tensors[f"{node.name}.weight"].shape)}
-            if not node.weight.mid_rise:
-                del entry["weight"]["mid_rise"]  # files from before it keep their bytes
+            # files from before there were these keep their bytes
+            entry["weight"] = {k: v for k, v in entry["weight"].items() if v or k not in _LATER}
             tensors |= _encode_weight(node, program)
             biases.append(program.tensors[f"{node.name}.bias"])
         if node.op == "table":
@@ -65,9 +66,9 @@ def _encode_weight(node: Node, program: Program) -> dict[str, Tensor]:
     codes = program.tensors[f"{name}.weight"]
     found = {f"{name}.weight_scale": program.tensors[f"{name}.weight_scale"].contiguous()}
     if f"{name}.weight_zero_point" in program.tensors:
-        found[f"{name}.weight_zero_point"] = program.tensors[f"{name}.weight_zero_point"].contiguous()
-    if node.weight.mid_rise:
-        codes = (codes.to(torch.int64) - 1) // 2
+        zero = program.tensors[f"{name}.weight_zero_point"]
+        found[f"{name}.weight_zero_point"] = node.weight.gather(zero).to(zero.dtype).contiguous()
+    codes = node.weight.gather(codes).to(codes.dtype)
     if bits in PACKED:
         offset = 2 ** (bits - 1) if node.weight.symmetric else 0
         found[f"{name}.weight_packed"] = pack(codes.to(torch.int64).flatten(1) + offset, bits)
@@ -144,12 +145,12 @@ def _node(entry: Any, seen: set[str], where: str) -> Node:
     if op in ("conv2d", "linear"):
         fields = entry.get("weight")
         expected = {"bits", "symmetric", "per_channel", "narrow", "shape"}
-        if not isinstance(fields, dict) or set(fields) - {"mid_rise"} != expected:
+        if not isinstance(fields, dict) or set(fields) - set(_LATER) != expected:
             raise ArtifactError(f"{where}.weight: needs exactly the fields {', '.join(sorted(expected))}")
         if (
             type(fields["bits"]) is not int
             or fields["bits"] not in range(2, 9)
-            or not all(isinstance(fields[k], bool) for k in set(fields) - {"bits", "shape"})
+            or not all(isinstance(fields[k], bool) for k in set(fields) - {"bits", "shape", "shift"})
         ):
             raise ArtifactError(f"{where}.weight: bits must be 2..8 and the flags true or false")
         if fields["narrow"] and not fields["symmetric"]:
@@ -157,6 +158,8 @@ def _node(entry: Any, seen: set[str], where: str) -> Node:
         weight = WeightFormat(**{key: value for key, value in fields.items() if key != "shape"})
         if weight.mid_rise and (weight.bits not in PACKED or not weight.symmetric or weight.narrow):
             raise ArtifactError(f"{where}.weight: mid_rise needs a symmetric format of 2..4 bits, not narrow")
+        if type(weight.shift) is not int or not 0 <= weight.shift <= weight.largest_shift:
+            raise ArtifactError(f"{where}.weight.shift: must be 0..{weight.largest_shift}, so that integers fit a byte")
     return Node(name, op, tuple(inputs), attrs, out, weight)
 
 
@@ -239,7 +242,7 @@ def _decode_weight(node: Node, fields: Any, left: dict[str, Tensor], program: Pr
         zero = _take(left, f"{name}.weight_zero_point", scale_shape, where)
         if zero.dtype != torch.int32 or int(zero.min()) < 0 or int(zero.max()) >= 2**bits:
             raise ArtifactError(f"{where}: {name}.weight_zero_point must hold int32 codes of {bits} bits")
-        program.tensors[f"{name}.weight_zero_point"] = zero
+        program.tensors[f"{name}.weight_zero_point"] = node.weight.spread(zero)
     width = words_per_row(columns, bits) if bits in PACKED else columns
     packed = _take(left, f"{name}.weight_packed", (out, width), where)
     wanted = torch.int32 if bits in PACKED else (torch.int8 if node.weight.symmetric else torch.uint8)
@@ -252,6 +255,4 @@ def _decode_weight(node: Node, fields: Any, left: dict[str, Tensor], program: Pr
     least = low + int(node.weight.narrow)
     if int(packed.min()) < least or int(packed.max()) >= low + 2**bits:
         raise ArtifactError(f"{where}: {name}.weight_packed holds codes beyond {bits} bits")
-    if node.weight.mid_rise:
-        packed = 2 * packed + 1
-    program.tensors[f"{name}.weight"] = packed.reshape(shape)
+    program.tensors[f"{name}.weight"] = node.weight.spread(packed).reshape(shape)

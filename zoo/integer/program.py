@@ -5,7 +5,7 @@ Everything else is made from a Program: the integer network, the fake-quantized 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -54,13 +54,37 @@ class TensorFormat:
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """A weight's codes, one scale per output channel or one in all. ``mid_rise`` codes are the odd numbers."""
+    """A weight's codes, one scale per output channel or one in all.
+
+    The integers that are multiplied are ``q 2^shift``, or ``(2q + 1) 2^shift`` with ``mid_rise`` levels, of a code q
+    of ``bits`` bits. The scale is that of these integers.
+    """
 
     bits: int
     symmetric: bool
     per_channel: bool
     narrow: bool = False
     mid_rise: bool = False
+    shift: int = 0
+
+    @property
+    def largest_shift(self) -> int:
+        """Return the shift with which the integers still fit a byte."""
+        return 8 - self.bits - int(self.mid_rise)
+
+    @property
+    def step(self) -> float:
+        """Return how many integers lie between two codes: a power of two."""
+        return 2.0 ** (self.shift + int(self.mid_rise))
+
+    def spread(self, codes: Tensor) -> Tensor:
+        """Return the integers of codes."""
+        return (2 * codes + 1 if self.mid_rise else codes) * (1 << self.shift)
+
+    def gather(self, integers: Tensor) -> Tensor:
+        """Return the codes of integers, int64."""
+        codes = integers.to(torch.int64) >> self.shift
+        return codes >> 1 if self.mid_rise else codes
 
 
 @dataclass(frozen=True)
@@ -79,8 +103,9 @@ class Node:
 class Program:
     """Nodes in execution order (the last one gives the logits) and tensors.
 
-    ``tensors`` of a weighted node ``m``: ``m.weight`` int8 or uint8 codes in the layer's own shape, ``m.weight_scale``
-    float32 ``[out]`` or ``[1]``, ``m.weight_zero_point`` int32 where affine, ``m.bias`` int32 ``[out]``; of a table
+    ``tensors`` of a weighted node ``m``: ``m.weight`` int8 or uint8 integers in the layer's own shape,
+    ``m.weight_scale`` float32 ``[out]`` or ``[1]``, ``m.weight_zero_point`` int32 where affine, ``m.bias`` int32
+    ``[out]``; of a table
     node: ``m.table`` int32 ``[qmax - qmin + 1]`` codes. ``input_shape`` is ``(C, H, W)``.
     """
 
@@ -103,8 +128,11 @@ class Program:
         raise GraphError(f"{name}: no such node")
 
 
-def extract(net: fx.GraphModule, input_shape: tuple[int, int, int], semantics: Any) -> Program:
+def extract(net: fx.GraphModule, input_shape: tuple[int, int, int], semantics: Any, fine_bias: bool = False) -> Program:
     """Return the Program of a calibrated Q-graph.
+
+    A bias is a whole number of accumulator steps ``s_x s_w``, which are coarse where codes are few. With ``fine_bias``
+    weights are shifted to the top of a byte, so that the steps of few bits are as fine as those of eight.
 
     Weight scales are floored where ``|bias| / (s_x s_w)`` would pass 2^29: a dead channel keeps its constant output
     without overflowing the int32 bias. The bias absorbs the constant part of the semantics' rounding offset, so that
@@ -119,7 +147,7 @@ def extract(net: fx.GraphModule, input_shape: tuple[int, int, int], semantics: A
         module, name = modules[str(node.target)], str(node.target)
         inputs = tuple(names[a] for a in node.args if isinstance(a, fx.Node) and a in names)
         names[node] = name
-        program.nodes.append(_node(module, name, inputs, program, semantics))
+        program.nodes.append(_node(module, name, inputs, program, semantics, fine_bias))
     return program
 
 
@@ -133,7 +161,9 @@ def tensor_format(quantizer: Quantizer, name: str) -> TensorFormat:
     )  # fmt: skip
 
 
-def _node(module: nn.Module, name: str, inputs: tuple[str, ...], program: Program, semantics: Any) -> Node:
+def _node(
+    module: nn.Module, name: str, inputs: tuple[str, ...], program: Program, semantics: Any, fine_bias: bool
+) -> Node:
     if isinstance(module, nn.Flatten):
         return Node(name, "flatten", inputs)
     if isinstance(module, nn.MaxPool2d):
@@ -144,9 +174,11 @@ def _node(module: nn.Module, name: str, inputs: tuple[str, ...], program: Progra
     out = tensor_format(module.out, name)
     attrs: dict[str, Any] = {"act": module.act} if module.act else {}
     if isinstance(module, q.QWeighted):
-        _weights(module, name, program.format_of(inputs[0]), out, program.tensors, semantics)
         fmt = module.weight_quantizer.fmt
         weight = WeightFormat(fmt.bits, fmt.symmetric, module.weight_quantizer.axis == 0, fmt.narrow, fmt.mid_rise)
+        if fine_bias:
+            weight = replace(weight, shift=weight.largest_shift)
+        _weights(module, name, weight, program.format_of(inputs[0]), out, program.tensors, semantics)
         if isinstance(module, q.QConv2d):
             attrs |= {
                 "stride": list(_pair(module.stride)), "pad": list(module.pad), "dilation": list(_pair(module.dilation)),
@@ -171,14 +203,13 @@ def _pair(value: Any) -> tuple[int, int]:
 
 @torch.no_grad()
 def _weights(
-    module: q.QWeighted, name: str, source: TensorFormat, out: TensorFormat, tensors: dict[str, Tensor], semantics: Any
-) -> None:
+    module: q.QWeighted, name: str, fmt: WeightFormat, source: TensorFormat, out: TensorFormat,
+    tensors: dict[str, Tensor], semantics: Any,
+) -> None:  # fmt: skip
     quantizer = module.weight_quantizer
     if not bool(quantizer.ready):
         raise QuantError(f"{name}: its weight was never calibrated; put the step calibrate before integerize")
-    # odd codes of half the step: the levels between the integers become integers
-    unit = 0.5 if quantizer.fmt.mid_rise else 1.0
-    scale = quantizer.scale.detach() * unit
+    scale = quantizer.scale.detach() / fmt.step
     constant, _ = rounding_offsets(semantics, source, scale, out)
     floor = (module.bias.double() - constant * out.scale).abs() / (source.scale * BIAS_LIMIT)
     if scale.numel() == 1:
@@ -186,15 +217,13 @@ def _weights(
     too_small = scale.double() < floor
     if bool(too_small.any()):
         scale = torch.where(too_small, (floor * (1 + 1e-6)).float(), scale)
-        quantizer.scale.copy_(scale / unit)
+        quantizer.scale.copy_(scale * fmt.step)
     weight = module.weight
-    codes = quantizer.codes(weight)
-    if quantizer.fmt.mid_rise:
-        codes = 2 * codes + 1
+    codes = fmt.spread(quantizer.codes(weight))
     tensors[f"{name}.weight"] = codes.to(torch.int8 if quantizer.signed else torch.uint8).contiguous()
     tensors[f"{name}.weight_scale"] = scale
-    if not quantizer.fmt.symmetric:
-        tensors[f"{name}.weight_zero_point"] = quantizer.zero_point.to(torch.int32)
+    if not fmt.symmetric:
+        tensors[f"{name}.weight_zero_point"] = fmt.spread(quantizer.zero_point.to(torch.int32))
     step = source.scale * scale.double()
     constant, kink = rounding_offsets(semantics, source, scale, out)
     offset = (constant + (kink if module.act else 0)) * out.scale

@@ -92,6 +92,6 @@ def _weighted(node: Node, program: Program, out: Quantizer, act: str | None, rou
     if not act and bool((kink != 0).any()):
         module.nudge = (kink * node.out.scale).float().expand(len(bias)).reshape([1, -1] + [1] * (codes.dim() - 2))
     zero = program.tensors.get(f"{node.name}.weight_zero_point")
-    scale = scale * 2 if own.mid_rise else scale
-    module.weight_quantizer.set_qparams(scale, torch.zeros_like(scale) if zero is None else zero)
+    scale = scale * own.step
+    module.weight_quantizer.set_qparams(scale, torch.zeros_like(scale) if zero is None else own.gather(zero))
     return module

@@ -18,10 +18,12 @@ from zoo.resolve import load, names
 class Integerize:
     """``semantics``: a file of ``zoo/integer/semantics`` (docs/semantics.md): tflite, float32, ...
 
-    A BatchNorm that was kept in its layer is merged first.
+    A BatchNorm that was kept in its layer is merged first. ``fine_bias`` shifts weights of fewer than 8 bits to the top
+    of a byte: their codes stay what they are, and biases lose as little as beside 8-bit weights.
     """
 
     semantics: str = "tflite"
+    fine_bias: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an unknown semantics."""
@@ -33,7 +35,7 @@ class Integerize:
         """Return the integer graph; its ``meta["program"]`` holds the Program it was built from."""
         shape = tuple(ctx.calibration.at(slice(0, 1)).shape[1:])
         rounding = load("zoo.integer.semantics", self.semantics, "integerize.semantics")
-        program = extract(merge_batchnorm(net), shape, rounding)  # type: ignore[arg-type]
+        program = extract(merge_batchnorm(net), shape, rounding, self.fine_bias)  # type: ignore[arg-type]
         integer = build_integer(program, self.semantics)
         integer.meta["program"], integer.meta["semantics"] = program, self.semantics
         return integer
