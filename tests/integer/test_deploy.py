@@ -87,21 +87,24 @@ def test_a_layer_of_a_shipped_network_to_the_code(library: ctypes.CDLL, name: st
     packed = load_file(folder / "model.safetensors")[f"{layer}.weight_packed"]
     shape = program.tensors[f"{layer}.weight"].shape
     columns = int(np.prod(shape[1:]))
+    fmt = node.weight
+    a = (2 if fmt.mid_rise else 1) << fmt.shift
+    b = (int(fmt.mid_rise) << fmt.shift) - (a << (bits - 1))
     rows = []
     for row in packed:
         codes = (ctypes.c_int8 * columns)()
         words = row.contiguous().numpy().view(np.uint32).copy()
-        library.unpack(words.ctypes.data_as(ctypes.c_void_p), bits, columns, 1 << (bits - 1), codes)
+        library.unpack(words.ctypes.data_as(ctypes.c_void_p), bits, columns, a, b, codes)
         rows.append(list(codes))
     weight = torch.tensor(rows).reshape(shape)
 
-    a = node.attrs
-    x = F.pad(seen["x"].double(), tuple(a["pad"]))
-    acc = F.conv2d(x, weight.double(), None, tuple(a["stride"]), 0, tuple(a["dilation"]), a["groups"])
+    attrs = node.attrs
+    x = F.pad(seen["x"].double(), tuple(attrs["pad"]))
+    acc = F.conv2d(x, weight.double(), None, tuple(attrs["stride"]), 0, tuple(attrs["dilation"]), attrs["groups"])
     acc += program.tensors[f"{layer}.bias"].double().reshape(1, -1, 1, 1)
     scales = program.tensors[f"{layer}.weight_scale"].double().tolist()
     steps = requantized(library, acc.long(), [source.scale * s / node.out.scale for s in scales])
     out = node.out
-    low = max(out.qmin, out.zero_point) if a.get("act") == "relu" else out.qmin
+    low = max(out.qmin, out.zero_point) if attrs.get("act") == "relu" else out.qmin
     codes = (out.zero_point + steps).clamp(low, out.qmax)
     assert torch.equal(codes - out.zero_point, seen["y"].long()) and len(codes.unique()) > 2

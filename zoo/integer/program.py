@@ -69,8 +69,8 @@ class WeightFormat:
 
     @property
     def largest_shift(self) -> int:
-        """Return the shift with which the integers still fit a byte."""
-        return 8 - self.bits - int(self.mid_rise)
+        """Return the shift with which the integers, less their zero point, still fit a signed byte."""
+        return max(0, 8 - self.bits - int(self.mid_rise or not self.symmetric))
 
     @property
     def step(self) -> float:
