@@ -239,9 +239,10 @@ def quantization_config(program: Program, semantics: str) -> dict[str, Any]:
                 "num_bits": node.weight.bits, "type": "int", "symmetric": node.weight.symmetric, "dynamic": False,
                 "strategy": "channel" if node.weight.per_channel else "tensor",
             }  # fmt: skip
+            # scales are those of the integers, which these make of codes
+            later = {"mid_rise": node.weight.mid_rise, "shift": node.weight.shift}
+            scheme |= {key: value for key, value in later.items() if value}
             levels = "_mid_rise" if node.weight.mid_rise else ""
-            if levels:
-                scheme["mid_rise"] = True
             group = groups.setdefault(f"group_w{node.weight.bits}{levels}", {"targets": [], "weights": scheme})
             group["targets"].append(node.name)
     return {

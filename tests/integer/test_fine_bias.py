@@ -14,6 +14,7 @@ from zoo.artifact.codec import decode, encode
 from zoo.context import Context
 from zoo.errors import ArtifactError
 from zoo.integer.program import Program
+from zoo.pipeline import quantization_config
 from zoo.quant.layers import QWeighted
 
 SEMANTICS = ["tflite", "float32"]  # floor loses more in residual sums than here
@@ -84,6 +85,10 @@ def test_a_checkpoint_holds_the_same_codes(bits: int, mid_rise: bool, symmetric:
     assert kept and all(torch.equal(old[name], tensors[name]) for name in kept)
     read = decode(tensors, nodes, list(fine.input_shape), "here")
     assert read.nodes == fine.nodes
+    (group,) = quantization_config(fine, "tflite")["config_groups"].values()
+    assert group["weights"]["shift"] == 8 - bits - int(mid_rise or not symmetric)
+    (group,) = quantization_config(coarse, "tflite")["config_groups"].values()
+    assert "shift" not in group["weights"]
     assert all(torch.equal(read.tensors[name], tensor) for name, tensor in fine.tensors.items())
 
 
