@@ -36,7 +36,7 @@ def programs(graph: fx.GraphModule, ctx: Context, semantics: str = "tflite") -> 
 
 @pytest.mark.parametrize(("bits", "mid_rise", "symmetric", "shift"), [
     (2, False, True, 6), (3, False, True, 5), (4, False, True, 4), (8, False, True, 0), (2, True, True, 5),
-    (4, True, True, 3), (4, False, False, 3), (7, False, False, 0),
+    (4, True, True, 3), (4, False, False, 3), (6, False, True, 2), (7, False, False, 0),
 ])  # fmt: skip
 def test_weights_stay_and_biases_are_rounded_to_finer_steps(
     bits: int, mid_rise: bool, symmetric: bool, shift: int
@@ -76,7 +76,9 @@ def test_integers_are_nearer_to_the_trained_function(semantics: str) -> None:
     assert errors[1] < 0.3 * errors[0]
 
 
-@pytest.mark.parametrize(("bits", "mid_rise", "symmetric"), [(2, True, True), (3, False, True), (4, False, False)])
+@pytest.mark.parametrize(
+    ("bits", "mid_rise", "symmetric"), [(2, True, True), (3, False, True), (4, False, False), (6, False, True)]
+)
 def test_a_checkpoint_holds_the_same_codes(bits: int, mid_rise: bool, symmetric: bool) -> None:
     graph, ctx = calibrated(bits, mid_rise, symmetric)
     coarse, fine = programs(graph, ctx)
