@@ -74,7 +74,8 @@ def test_merging_keeps_the_function_and_every_code(weight: int, mid_rise: bool) 
         gain = torch.ones(len(before.bias)) if norm is None else norm.weight / (norm.running_var + norm.eps).sqrt()
         wanted = before.quantized_weight() * gain.reshape(column)
         assert torch.allclose(after.quantized_weight(), wanted, atol=1e-6, rtol=1e-5)
-        assert torch.allclose(after.weight, wanted, atol=1e-6, rtol=1e-5)
+        if norm is not None:  # what is merged lies on its levels already
+            assert torch.allclose(after.weight, wanted, atol=1e-6, rtol=1e-5)
     x, ours, theirs = images(16), graph, merged
     a, b = ours(x), theirs(x)
     # a last-bit difference of a convolution may move a tensor by one code
