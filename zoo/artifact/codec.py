@@ -68,12 +68,12 @@ def _encode_weight(node: Node, program: Program) -> dict[str, Tensor]:
     if f"{name}.weight_zero_point" in program.tensors:
         zero = program.tensors[f"{name}.weight_zero_point"]
         found[f"{name}.weight_zero_point"] = node.weight.gather(zero).to(zero.dtype).contiguous()
-    codes = node.weight.gather(codes).to(codes.dtype)
+    rows = node.weight.gather(codes).flatten(1)
     if bits in PACKED:
         offset = 2 ** (bits - 1) if node.weight.symmetric else 0
-        found[f"{name}.weight_packed"] = pack(codes.to(torch.int64).flatten(1) + offset, bits)
+        found[f"{name}.weight_packed"] = pack(rows + offset, bits)
     else:
-        found[f"{name}.weight_packed"] = codes.flatten(1).contiguous()
+        found[f"{name}.weight_packed"] = rows.to(codes.dtype).contiguous()
     return found
 
 

@@ -105,8 +105,7 @@ class Program:
 
     ``tensors`` of a weighted node ``m``: ``m.weight`` int8 or uint8 integers in the layer's own shape,
     ``m.weight_scale`` float32 ``[out]`` or ``[1]``, ``m.weight_zero_point`` int32 where affine, ``m.bias`` int32
-    ``[out]``; of a table
-    node: ``m.table`` int32 ``[qmax - qmin + 1]`` codes. ``input_shape`` is ``(C, H, W)``.
+    ``[out]``; of a table node: ``m.table`` int32 ``[qmax - qmin + 1]`` codes. ``input_shape`` is ``(C, H, W)``.
     """
 
     nodes: list[Node]

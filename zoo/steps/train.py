@@ -171,9 +171,9 @@ class Train:
                                   "{batchnorm: merge} before it, or leave it out")  # fmt: skip
             if self.sparsify is not None:
                 require_zero_level(net, "train.sparsify")
-            if self.sparsify is not None and not self.sparsify.layers(net):
-                raise RecipeError("train.sparsify: no layer but the first has a multiple of 4 input channels; leave it "
-                                  "out")  # fmt: skip
+                if not self.sparsify.layers(net):
+                    raise RecipeError("train.sparsify: no layer but the first has a multiple of 4 input channels; "
+                                      "leave it out")  # fmt: skip
         elif self.dampen or self.freeze or self.standardize or self.sparsify or self.oscillations:
             raise RecipeError("train: dampen, freeze, standardize, sparsify and oscillations need a Q-graph; put the "
                               "steps quantize and calibrate before it")  # fmt: skip
