@@ -51,17 +51,17 @@ def test_snapshots_of_another_run_stay(tmp_path: Path) -> None:
 def test_a_changed_recipe_does_not_replace_what_the_recipe_made(tmp_path: Path) -> None:
     plain = compose(["recipe=resnet8_fashion_w4a4"])
     changed = compose(["recipe=resnet8_fashion_w4a4", "quant.act.bits=6"])
-    require_own(changed, tmp_path, trains_float=False)  # nothing is there yet
+    require_own(changed, tmp_path)  # nothing is there yet
     kept = tmp_path / "resnet8_fashion_w4a4" / "checkpoint" / "metrics.json"
     kept.parent.mkdir(parents=True)
     kept.write_text(json.dumps({"recipe_sha256": content_hash(plain)}))
     with pytest.raises(RecipeError, match=r"would replace .*checkpoint; add output=DIR or name=NAME"):
-        require_own(changed, tmp_path, trains_float=False)
+        require_own(changed, tmp_path)
     for fields in (plain, changed | {"name": "six"}, changed | {"seed": 1}):
-        require_own(fields, tmp_path, trains_float=False)
+        require_own(fields, tmp_path)
     # what an older recipe of this name made, the recipe of today may replace
     kept.write_text(json.dumps({"recipe_sha256": "0" * 64}))
-    require_own(plain, tmp_path, trains_float=False)
+    require_own(plain, tmp_path)
 
 
 def test_changed_float_weights_do_not_replace_those_that_other_recipes_start_from() -> None:

@@ -93,6 +93,32 @@ def test_a_float_training_before_quantize_is_refused() -> None:
         dry(fields)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        ([{"match": ":last", "weight": {"bits": 8}}], "quant.overrides[0].weight: mid_rise is for 2..4 bits"),
+        ([{"match": ":first", "weight": {"bits": 16, "mid_rise": False}}], "quant.overrides[0].weight.bits: must be"),
+        ([{"match": "*", "weight": {"bit": 8}}], "quant.overrides[0].weight: field 'bit' is unknown"),
+        ([{"match": "*", "weight": {"mid_rise": False}}, {"match": ":last", "weight": {"bits": 8}}], ""),
+        ([{"match": "fc", "weight": {"mid_rise": False}}, {"match": ":last", "weight": {"bits": 8}}], ""),
+    ],
+)
+def test_a_check_applies_the_overrides_of_the_first_and_last_layer(
+    overrides: list[dict[str, object]], refused: str
+) -> None:
+    from zoo.pipeline import dry
+
+    fields = compose(["recipe=resnet8_qat_w2a2", "quant=w2a2_reads_mid_rise"])
+    dry(fields)
+    fields["quant"]["overrides"] = overrides
+    if not refused:  # what other layers' names decide is left to the run
+        assert len(dry(fields).quant.overrides) == 2
+        return
+    with pytest.raises(RecipeError) as told:
+        dry(fields)
+    assert refused in str(told.value)
+
+
 @pytest.mark.parametrize("word", ["yes", "True", "1"])
 def test_a_check_is_true_or_false_and_nothing_is_run_by_mistake(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe=resnet8_fashion_w4a4", f"check={word}"]) == 2

@@ -23,10 +23,9 @@ from zoo.hub.names import is_address
 from zoo.integer.shapes import classes
 from zoo.paths import local_checkpoint, recipes_dir
 from zoo.preprocess import Preprocess
-from zoo.recipe import Recipe, Step
+from zoo.recipe import Recipe, Step, content_hash, ends_in_float
 from zoo.recipe_file import read_recipe
 from zoo.steps.calibrate import MINIMUM
-from zoo.training import ends_in_float
 
 
 def load_network(name_or_path: str | Path, *, integer: bool) -> Network:
@@ -59,7 +58,6 @@ def quantize_network(
     from zoo import __version__
     from zoo.compose import compose, names
     from zoo.pipeline import execute, quantization_config, require_integers, yaml_text
-    from zoo.recipe import content_hash
 
     if isinstance(recipe, str):
         if recipe not in names():

@@ -50,17 +50,18 @@ def held(work: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def require_own(fields: dict[str, Any], root: Path, *, trains_float: bool) -> None:
+def require_own(fields: dict[str, Any], root: Path) -> None:
     """Raise RecipeError for a changed recipe whose result would replace one that is recorded below ``root``.
 
-    The recipe itself may always be run again, with any seed. ``trains_float``: its result are float weights.
+    The recipe itself may always be run again, with any seed.
     """
     from zoo.compose import compose, names
-    from zoo.recipe import content_hash
+    from zoo.recipe import content_hash, ends_in_float
     from zoo.results import FLOATS
 
     name, seed = str(fields["name"]), int(fields.get("seed", 0))
     weights = root / FLOATS / f"{weights_name(name, seed)}.json"
+    trains_float = ends_in_float(fields)
     kept = weights if trains_float else root / run_place(name, seed) / "checkpoint"
     try:
         notes = json.loads((kept if trains_float else kept / "metrics.json").read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from zoo.errors import RecipeError
-from zoo.quant.spec import QuantConfig
+from zoo.quant.spec import QuantConfig, check_ends
 from zoo.resolve import build, class_name, load
 
 _NAME = re.compile(r"\w[\w.-]{0,199}\Z", re.ASCII)
@@ -60,6 +60,7 @@ class Recipe:
         for i, step in enumerate(parsed):
             make_step(step, f"{where}.steps[{i}]")
         object.__setattr__(recipe, "steps", parsed)
+        check_ends(recipe.quant)
         if not _NAME.match(recipe.name):
             raise RecipeError(
                 f"{where}.name: {recipe.name[:100]!r} cannot name a folder; use letters, digits, _ . and -"
@@ -67,6 +68,16 @@ class Recipe:
         if recipe.threads < 1 or recipe.seed < 0 or (recipe.images is not None and recipe.images < 1):
             raise RecipeError(f"{where}: threads and images must be positive, seed must not be negative")
         return recipe
+
+
+def ends_in_float(fields: dict[str, Any]) -> bool:
+    """Tell whether a resolved recipe trains a float network and does nothing else."""
+    steps = fields.get("steps")
+    return (
+        isinstance(steps, list)
+        and bool(steps)
+        and all(s == "train" or (isinstance(s, dict) and list(s) == ["train"]) for s in steps)
+    )
 
 
 def named_weights(model: Any, sha256: str) -> bool:

@@ -52,18 +52,19 @@ def main(arguments: list[str]) -> int:
     from zoo.paths import output_dir
     from zoo.pipeline import run
     from zoo.place import require_own
-    from zoo.training import ends_in_float, train_float
+    from zoo.recipe import ends_in_float
+    from zoo.training import train_float
 
     hub = _hub(own)
     output = Path(own["output"]) if "output" in own else None
     if output is None:
-        require_own(fields, output_dir(), trains_float=ends_in_float(fields))
+        require_own(fields, output_dir())
     # where it was written to is no part of what was computed
     told = [a for a in arguments if a.partition("=")[0] not in _OWN and not a.startswith("hub.")]
     line = shlex.join(["python", "-m", "zoo.run", *told])
-    if ends_in_float(fields) and hub is not None:
-        raise RecipeError("hub.publish: only integer networks are published; this recipe ends with a float one")
     if ends_in_float(fields):
+        if hub is not None:
+            raise RecipeError("hub.publish: only integer networks are published; this recipe ends with a float one")
         trained = train_float(fields, output=output, command=line)
         print(f"{fields['name']}: {trained.top1:.2f} % top-1 on {trained.n} images, float\nweights {trained.path}\n"
               f"sha256 {trained.sha256}\ntensors_sha256 {trained.tensors_sha256}")  # fmt: skip

@@ -88,12 +88,13 @@ def attempt(fields: dict[str, Any], overrides: list[str], root: Path) -> dict[st
     """
     from zoo.pipeline import run
     from zoo.place import require_own
-    from zoo.training import ends_in_float, train_float
+    from zoo.recipe import ends_in_float
+    from zoo.training import train_float
 
     kept = recorded(fields, root)
     if kept is not None:
         return {"state": "kept", "top1": kept}
-    require_own(fields, root, trains_float=ends_in_float(fields))
+    require_own(fields, root)
     command = shlex.join(["python", "-m", "zoo.run", *overrides])
     if ends_in_float(fields):
         return {"state": "made", "top1": train_float(fields, output=root, command=command).top1}

@@ -48,16 +48,6 @@ class Trained:
     tensors_sha256: str
 
 
-def ends_in_float(fields: dict[str, Any]) -> bool:
-    """Tell whether a resolved recipe trains a float network and does nothing else."""
-    steps = fields.get("steps")
-    return (
-        isinstance(steps, list)
-        and bool(steps)
-        and all(s == "train" or (isinstance(s, dict) and list(s) == ["train"]) for s in steps)
-    )
-
-
 def train_float(fields: dict[str, Any], *, output: Path | None = None, command: str = "") -> Trained:
     """Train, evaluate and write ``weights/<recipe>[-seed<n>].safetensors`` and ``.json`` below the results folder.
 

@@ -18,9 +18,9 @@ from zoo.errors import ModelError, RecipeError, ZooError
 from zoo.models import from_timm
 from zoo.paths import recipes_dir, results_dir
 from zoo.pipeline import dry
+from zoo.recipe import ends_in_float
 from zoo.recipe_file import parse_recipe, read_recipe
 from zoo.run import main
-from zoo.training import ends_in_float
 
 CASES = int(os.environ.get("ZOO_FUZZ_CASES", "2000"))
 SHIPPED = sorted(results_dir().glob("*/checkpoint/recipe.yaml"))

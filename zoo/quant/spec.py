@@ -118,3 +118,18 @@ def change(base: Format, override: Override, part: Literal["weight", "act", "inp
     if part != "weight" and made.mid_rise:
         raise RecipeError(f"{where}.{part}.mid_rise: must be false: {_NO_ZERO}")
     return made
+
+
+def check_ends(quant: QuantConfig) -> None:
+    """Raise RecipeError for a weight format of the first or last layer that cannot be, without knowing the network.
+
+    Only what every network would meet is refused: where an override names other layers by a pattern, nothing is.
+    """
+    told = [(i, o) for i, o in enumerate(quant.overrides) if o.weight is not None]
+    if any(o.match not in (FIRST, LAST, "*") for _, o in told):
+        return
+    for end in (FIRST, LAST):
+        fmt = quant.weight
+        for i, override in told:
+            if override.match in (end, "*"):
+                fmt = change(fmt, override, "weight", f"quant.overrides[{i}]")
