@@ -21,7 +21,8 @@ from evaluate.ablations import ablations_pages
 from evaluate.cards import cards, write_card
 from evaluate.floats import float_table
 from evaluate.front import front_path, fronts
-from evaluate.seeds import over_seeds, require_same
+from evaluate.headline import card_path, headline
+from evaluate.rows import order, rows
 from evaluate.speeds import speeds
 from zoo.console import command, entry
 from zoo.errors import ArtifactError
@@ -35,22 +36,6 @@ _COLUMNS = (
     "seconds", "calibration", "calibration_n", "seed", "python", "torch", "torchvision", "timm", "zoo", "cpu",
     "threads", "commit", "dirty", "artifact_sha256", "parent_sha256", "recipe_sha256",
 )  # fmt: skip
-
-
-def order(record: Record) -> tuple[object, ...]:
-    """Return the sort key of a row: data set, model, then most bits first."""
-    weight, _, act = record.bits.removeprefix("W").partition("A")
-    bits = tuple(-int(b) if b.isdigit() else 0 for b in (weight, act))
-    return (
-        record.data.name,
-        record.data.label(),
-        record.model,
-        bits,
-        record.bits,
-        record.recipe,
-        record.semantics,
-        record.seed,
-    )
 
 
 def table_csv(records: Sequence[Record]) -> str:
@@ -89,49 +74,33 @@ def _row(r: Record) -> dict[str, object]:
 
 
 def readme_tables(records: Sequence[Record], absent: frozenset[str] = frozenset()) -> str:
-    """Return Markdown: one table for each data set, or a line that says that there is no record yet.
+    """Return Markdown: two tables and a picture for each data set, or a line that says that there is no record yet.
 
     ``absent`` are the recipes whose checkpoint is not in git.
     """
     if not records:
         return "No recipe has been recorded yet.\n"
     blocks = []
-    for label, group in itertools.groupby(_rows(records), key=lambda row: row[0].data.label()):
-        rows = list(group)
+    for label, group in itertools.groupby(rows(records), key=lambda row: row.shown.data.label()):
+        found = list(group)
         blocks.append(
-            f"**{label}**, {_one_or_range([r.data.n for r, _ in rows])} images\n\n"
+            f"**{label}**, {_one_or_range([row.shown.data.n for row in found])} images\n\n"
+            f"{headline(found, absent)}"
+            f"\n![{label}: accuracy versus size](results/{front_path(label).as_posix()})\n\n"
+            f"<details><summary>{label}: every recipe, with interval, size, cost, time and hash</summary>\n\n"
             "| recipe | bits | float top-1 | integer top-1 | seeds | drop [95 %] | weights | vs float | MACs "
             "| activations | arithmetic | time | versions | sha256 |\n"
             "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|---|---|\n"
-            + "".join(_readme_row(r, seeds, r.recipe in absent) for r, seeds in rows)
-            + f"\n![{label}: accuracy versus size](results/{front_path(label).as_posix()})\n"
+            + "".join(_readme_row(row.shown, row.seeds, row.shown.recipe in absent) for row in found)
+            + "\n</details>\n"
         )
     return "\n".join(blocks)
-
-
-def _rows(records: Sequence[Record]) -> list[tuple[Record, str]]:
-    groups: dict[tuple[str, str, str], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.recipe, record.data.name, record.semantics), []).append(record)
-    return sorted(map(_with_seeds, groups.values()), key=lambda row: order(row[0]))
-
-
-def _with_seeds(records: Sequence[Record]) -> tuple[Record, str]:
-    """Return the record that the row shows, of the lowest seed, and what all seeds reach."""
-    shown = min(records, key=lambda r: r.seed)
-    parts: dict[str, list[object]] = {
-        "test images": [r.data.fingerprint for r in records], "calibration images": [r.calibration for r in records],
-        "model": [r.model for r in records], "float weights": [r.parent.sha256 for r in records],
-        "steps": [r.steps for r in records], "bits": [r.bits for r in records], "budget": [r.budget for r in records],
-    }  # fmt: skip
-    require_same(f"{shown.recipe} on {shown.data.name}", parts)
-    return shown, over_seeds([r.top1 for r in records])
 
 
 def _readme_row(r: Record, seeds: str, absent: bool) -> str:
     low, high = r.drop_interval
     cells = (
-        f"`{r.recipe}`" if absent else f"[`{r.recipe}`](results/{r.checkpoint.as_posix()}/README.md)",
+        f"`{r.recipe}`" if absent else f"[`{r.recipe}`]({card_path(r)})",
         r.bits,
         f"{r.float_top1:.2f}",
         f"**{r.top1:.2f}**",
@@ -189,7 +158,7 @@ def render(root: Path) -> dict[Path, str]:
     pages = {} if not (root / "benchmarks").is_dir() else _speeds(root / "benchmarks")
     return pages | {
         root / "results" / "table.csv": table_csv(records),
-        **{root / "results" / p: text for p, text in fronts([shown for shown, _ in _rows(records)]).items()},
+        **{root / "results" / p: text for p, text in fronts([row.shown for row in rows(records)]).items()},
         readme: put_between(text, tables, "README.md"),
         **ablations_pages(root / "recipes", root / "results"),
         **_curves(root / "results"),

@@ -13,7 +13,8 @@ import pytest
 
 import zoo
 from evaluate.front import front, fronts
-from evaluate.table import BEGIN, END, absent_checkpoints, main, order, put_between, readme_tables, table_csv
+from evaluate.rows import order
+from evaluate.table import BEGIN, END, absent_checkpoints, main, put_between, readme_tables, table_csv
 from tests.records import make_record
 from zoo.errors import ArtifactError
 from zoo.results import Calibration, EvalData, Parent, Record, read_records, write_record
@@ -130,12 +131,13 @@ def test_readme_has_a_table_for_each_data_set() -> None:
     text = readme_tables(many())
     assert text.count("|---|---|---:") == 2
     assert "**imagenet-val1000**, 1,000 images" in text and "**shapes**, 200 images" in text
-    row = next(line for line in text.splitlines() if "`toy_w4a8`" in line)
+    row = next(line for line in text.splitlines() if line.startswith("| [`toy_w4a8`]"))
     assert row.startswith("| [`toy_w4a8`](results/toy_w4a8/checkpoint/README.md) | W4A8 |")
     for part in ("90.00", "**88.50**", "1.50 [-0.25, 3.25]", "12.3 kB", "8.0x smaller", "22 s", "dddddddddddd"):
         assert part in row
-    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
-    assert widths == {15}
+    details = [part.partition("</details>")[0] for part in text.split("<details>")[1:]]
+    assert len(details) == 2
+    assert {line.count("|") for part in details for line in part.splitlines() if line.startswith("|")} == {15}
     costly = readme_tables([make_record(macs=12_501_632, activation_bytes=49_152)])
     assert "| 8.0x smaller | 12.5 M | 49.2 kB | tflite |" in costly
     assert "| 8.0x smaller |  |  | tflite |" in row

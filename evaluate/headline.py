@@ -1,0 +1,49 @@
+"""What each network keeps at each precision: one line per network, one column per format."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from evaluate.rows import Row, order
+from zoo.results import Record
+
+_HOW = {True: "trained", False: "converted"}
+
+
+def headline(rows: Sequence[Row], absent: frozenset[str] = frozenset()) -> str:
+    """Return the rows of one data set as a Markdown table, networks by lines and formats by columns.
+
+    A cell has mean, deviation and number of seeds, and the points that the mean lies below the float network. Trained
+    and converted networks have a line each. ``absent`` are the recipes whose card is not in git; a second recipe of
+    a cell is told by its name.
+    """
+    formats = list(dict.fromkeys(r.shown.bits for r in sorted(rows, key=lambda row: order(row.shown)[3:])))
+    head = ["network", "quantization", "float", *formats]
+    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    for (model, trained), group in itertools.groupby(sorted(rows, key=_line), key=_line):
+        found = list(group)
+        parents = dict.fromkeys(f"{row.shown.float_top1:.2f}" for row in found)
+        cells = [_cell([row for row in found if row.shown.bits == bits], absent) for bits in formats]
+        lines.append([f"`{model}`", _HOW[trained], ", ".join(parents), *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _line(row: Row) -> tuple[str, bool]:
+    return row.shown.model, row.shown.trained
+
+
+def _cell(rows: Sequence[Row], absent: frozenset[str]) -> str:
+    several = len(rows) > 1
+    return "<br>".join(_entry(row, row.shown.recipe in absent, several) for row in rows)
+
+
+def _entry(row: Row, absent: bool, named: bool) -> str:
+    reached = f"**{row.mean:.2f}**" + row.seeds.removeprefix(f"{row.mean:.2f}" if len(row.top1s) > 1 else "1")
+    linked = reached if absent else f"[{reached}]({card_path(row.shown)})"
+    return (f"`{row.shown.recipe}` " if named else "") + f"{linked}, {row.mean - row.shown.float_top1:+.2f}"
+
+
+def card_path(record: Record) -> str:
+    """Return the path of a record's model card in a checkout."""
+    return f"results/{record.checkpoint.as_posix()}/README.md"
