@@ -41,7 +41,9 @@ def _cell(rows: Sequence[Row], absent: frozenset[str]) -> str:
 def _entry(row: Row, absent: bool, named: bool) -> str:
     reached = f"**{row.mean:.2f}**" + row.seeds.removeprefix(f"{row.mean:.2f}" if len(row.top1s) > 1 else "1")
     linked = reached if absent else f"[{reached}]({card_path(row.shown)})"
-    return (f"`{row.shown.recipe}` " if named else "") + f"{linked}, {row.mean - row.shown.float_top1:+.2f}"
+    # no minus before a zero
+    gap = round(row.mean - row.shown.float_top1, 2) + 0.0
+    return (f"`{row.shown.recipe}` " if named else "") + f"{linked}, {gap:+.2f}"
 
 
 def card_path(record: Record) -> str:

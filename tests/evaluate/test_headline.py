@@ -37,8 +37,9 @@ def test_seeds_are_one_cell_with_their_mean_and_its_distance_to_the_float_networ
     records = [scored(top1, seed=seed) for seed, top1 in enumerate((88.0, 88.5, 89.6))]
     (*_, line) = cells(records)
     assert line[3:] == ["[**88.70** ± 0.82 (3)](results/toy_w4a8/checkpoint/README.md), -1.30"]
-    (*_, line) = cells([scored(90.25)])
-    assert line[3:] == ["[**90.25**](results/toy_w4a8/checkpoint/README.md), +0.25"]
+    for top1, said in ((90.25, "+0.25"), (89.999, "+0.00")):
+        (*_, line) = cells([scored(top1)])
+        assert line[3:] == [f"[**{top1:.2f}**](results/toy_w4a8/checkpoint/README.md), {said}"]
 
 
 def test_trained_and_converted_networks_have_lines_of_their_own() -> None:
