@@ -40,6 +40,11 @@ def test_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = mirrored(tmp_path / "results", name="weights/own.safetensors")
     tensors, record = load_weights(model(Source("package", source.sha256, source.path)))
     assert same(tensors) and record["source"] == "package:weights/own.safetensors"
+    other = model(Source("package", "0" * 64, source.path))
+    with pytest.raises(
+        ModelError, match=r"own\.safetensors: .* expected 000000000000; .*give model\.weights its hashes"
+    ):
+        load_weights(other)
 
 
 def test_no_weights_is_a_random_network() -> None:

@@ -152,7 +152,10 @@ def _read(path: Path) -> bytes:
 def _check(source: Source, data: bytes, where: str) -> None:
     digest = hashlib.sha256(data).hexdigest()
     if source.sha256 and digest != source.sha256:
+        advice = "fetch it again"
+        if source.kind == "package":
+            advice = "restore it, or, where you trained it yourself, give model.weights its hashes (docs/reproduce.md)"
         raise ModelError(
             f"{where}: sha256 is {digest[:12]}, expected {source.sha256[:12]}; the file was altered or cut short: "
-            "fetch it again"
+            f"{advice}"
         )
