@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from evaluate.rows import Row, order
-from zoo.results import Record
+from evaluate.rows import Row, card_path, order
+from evaluate.seeds import spread
 
 _HOW = {True: "trained", False: "converted"}
 
@@ -14,9 +14,9 @@ _HOW = {True: "trained", False: "converted"}
 def headline(rows: Sequence[Row], absent: frozenset[str] = frozenset()) -> str:
     """Return the rows of one data set as a Markdown table, networks by lines and formats by columns.
 
-    A cell has mean, deviation and number of seeds, and the points that the mean lies below the float network. Trained
-    and converted networks have a line each. ``absent`` are the recipes whose card is not in git; a second recipe of
-    a cell is told by its name.
+    A cell has mean, deviation and number of seeds, and the signed distance in points of the mean from the float
+    network. Trained and converted networks have a line each. ``absent`` are the recipes whose card is not in git; a
+    second recipe of a cell is told by its name.
     """
     formats = list(dict.fromkeys(r.shown.bits for r in sorted(rows, key=lambda row: order(row.shown)[3:])))
     head = ["network", "quantization", "float", *formats]
@@ -39,13 +39,8 @@ def _cell(rows: Sequence[Row], absent: frozenset[str]) -> str:
 
 
 def _entry(row: Row, absent: bool, named: bool) -> str:
-    reached = f"**{row.mean:.2f}**" + row.seeds.removeprefix(f"{row.mean:.2f}" if len(row.top1s) > 1 else "1")
+    reached = f"**{row.mean:.2f}**{spread(row.top1s)}"
     linked = reached if absent else f"[{reached}]({card_path(row.shown)})"
     # no minus before a zero
     gap = round(row.mean - row.shown.float_top1, 2) + 0.0
     return (f"`{row.shown.recipe}` " if named else "") + f"{linked}, {gap:+.2f}"
-
-
-def card_path(record: Record) -> str:
-    """Return the path of a record's model card in a checkout."""
-    return f"results/{record.checkpoint.as_posix()}/README.md"

@@ -44,6 +44,11 @@ def order(record: Record) -> tuple[object, ...]:
     )
 
 
+def card_path(record: Record) -> str:
+    """Return the path of a record's model card in a checkout."""
+    return f"results/{record.checkpoint.as_posix()}/README.md"
+
+
 def rows(records: Sequence[Record]) -> list[Row]:
     """Return the rows in order; raises ArtifactError where records that would be seeds of a row are not alike."""
     groups: dict[tuple[str, str, str], list[Record]] = {}

@@ -21,8 +21,8 @@ from evaluate.ablations import ablations_pages
 from evaluate.cards import cards, write_card
 from evaluate.floats import float_table
 from evaluate.front import front_path, fronts
-from evaluate.headline import card_path, headline
-from evaluate.rows import order, rows
+from evaluate.headline import headline
+from evaluate.rows import card_path, order, rows
 from evaluate.speeds import speeds
 from zoo.console import command, entry
 from zoo.errors import ArtifactError
