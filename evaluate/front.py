@@ -14,10 +14,10 @@ from evaluate.drawing import COLOURS, linear_range, svg_open, svg_text, svg_upri
 from zoo.results import Record
 
 FOLDER = "accuracy_vs_size"  # below the results
-_WIDTH, _HEIGHT = 860, 520
+_WIDTH, _HEIGHT = 900, 520
 _LEFT, _TOP, _RIGHT, _BOTTOM = 70, 46, 630, 460  # the frame; the legend stands to the right of it
 _CHARACTER = 7.4  # width of one 11 px sans-serif character, for keeping labels apart
-_LEGEND = 26  # characters of the legend's room
+_LEGEND = 32  # characters of the legend's room
 _Scale = Callable[[float], float]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 
 from evaluate.drawing import COLOURS, svg_open, svg_text, svg_upright
@@ -26,8 +27,11 @@ def facts(record: Record) -> dict[str, object]:
 
 
 def oscillations(by_layer: Mapping[str, Mapping[str, float]], title: str) -> str:
-    """Return the SVG text; ``by_layer`` gives each variant's percentage of oscillating weights in each layer."""
-    layers = list(dict.fromkeys(layer for parts in by_layer.values() for layer in parts))
+    """Return the SVG text; ``by_layer`` gives each variant's percentage of oscillating weights in each layer.
+
+    Layers stand in the order of their names, a number in them by its value.
+    """
+    layers = sorted({layer for parts in by_layer.values() for layer in parts}, key=_natural)
     most = max((v for parts in by_layer.values() for v in parts.values()), default=0.0)
     step = next(s for s in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0) if most / s <= 6 or s == 20.0)
     top = step * (int(most / step) + 1)
@@ -60,3 +64,7 @@ def oscillations(by_layer: Mapping[str, Mapping[str, float]], title: str) -> str
                 'stroke="#888888"/>')  # fmt: skip
     body.append(svg_upright((_TOP + _BOTTOM) / 2, "oscillating weights (%)"))
     return "\n".join([*body, "</svg>", ""])
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
