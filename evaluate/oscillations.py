@@ -66,5 +66,6 @@ def oscillations(by_layer: Mapping[str, Mapping[str, float]], title: str) -> str
     return "\n".join([*body, "</svg>", ""])
 
 
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
+def _natural(name: str) -> list[str | int]:
+    # the pattern's group makes every other part a number
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", name))]
