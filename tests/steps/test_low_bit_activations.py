@@ -17,6 +17,7 @@ from zoo.graph.trace import trace
 from zoo.quant.layers import QConv2d, QLinear
 from zoo.quant.quantizer import Quantizer
 from zoo.quant.spec import Format
+from zoo.steps import gptq
 from zoo.steps._least_squares import Quadratic, passband, quadratic, search_scales
 from zoo.steps._walk import Visit
 from zoo.steps.gptq import descend, round_columns
@@ -39,7 +40,11 @@ def form(outputs: int, inputs: int) -> Quadratic:
     return Quadratic(hessian, torch.randn(1, outputs, inputs), zeros, torch.zeros(1, outputs))
 
 
-def test_coordinate_descent_ends_where_no_single_code_helps() -> None:
+@pytest.mark.parametrize("block", [None, 5])
+def test_coordinate_descent_ends_where_no_single_code_helps(block: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if block:
+        monkeypatch.setattr(gptq, "WIDE", 1)
+        monkeypatch.setattr(gptq, "BLOCK", block)
     torch.manual_seed(0)
     module, quadratic_form = layer(5, 12, 3), form(5, 12)
     module.weight.data = quadratic_form.best[0].clone()
@@ -53,6 +58,23 @@ def test_coordinate_descent_ends_where_no_single_code_helps() -> None:
         moved = codes.clone()
         moved[..., column] = (moved[..., column] + delta).clamp(-4, 3)
         assert bool((quadratic_form.error(moved * scale) >= least - 1e-4).all())
+
+
+def test_blocks_of_columns_give_the_codes_of_single_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module, exact = layer(5, 40, 3), form(5, 40)
+    # in float64 no sum is near enough to a border between codes for its order to matter
+    exact = Quadratic(exact.hessian.double(), exact.best.double(), exact.mean_input, exact.mean_target)
+    start = module.weight_quantizer.scale.clone()
+    found = []
+    for wide in (41, 40):
+        monkeypatch.setattr(gptq, "WIDE", wide)
+        monkeypatch.setattr(gptq, "BLOCK", 7)
+        module.weight_quantizer.set_qparams(start, module.weight_quantizer.zero_point)
+        first = round_columns(module, exact)
+        found += [first, descend(module, exact, first, sweeps=3)]
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
+    assert not torch.equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("bits", [2, 3])

@@ -11,6 +11,9 @@ from zoo.context import Context
 from zoo.quant.layers import QWeighted
 from zoo.steps._least_squares import Quadratic, per_output, round_layers
 
+WIDE = 2048  # inputs of a layer from which on memory is what a column waits for
+BLOCK = 128
+
 
 @dataclass(frozen=True)
 class Gptq:
@@ -57,17 +60,30 @@ def round_columns(layer: QWeighted, form: Quadratic) -> Tensor:
     hessian = hessian.gather(1, order[:, :, None].expand_as(hessian))
     hessian = hessian.gather(2, order[:, None, :].expand_as(hessian))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    upper = torch.linalg.cholesky(inverse).transpose(1, 2).float()  # row i: how column i's error spreads to the right
+    # row i: how column i's error spreads to the right
+    upper = torch.linalg.cholesky(inverse).transpose(1, 2).to(form.best.dtype)
     columns = order[:, None, :].expand_as(form.best)
     weight = form.best.gather(2, columns).clone()
-    codes = torch.empty_like(weight)
-    for i in range(weight.shape[2]):
-        column = weight[..., i : i + 1]
-        code = (torch.round(column / scale) + zero).clamp(quantizer.qmin, quantizer.qmax)
-        codes[..., i : i + 1] = code
-        error = (column - (code - zero) * scale) / upper[:, i, i, None, None]
-        weight[..., i + 1 :] -= error * upper[:, i, None, i + 1 :]
+    codes, errors = torch.empty_like(weight), torch.empty_like(weight)
+    for start, end in _blocks(weight.shape[2]):
+        for i in range(start, end):
+            column = weight[..., i : i + 1]
+            code = (torch.round(column / scale) + zero).clamp(quantizer.qmin, quantizer.qmax)
+            codes[..., i : i + 1] = code
+            error = (column - (code - zero) * scale) / upper[:, i, i, None, None]
+            errors[..., i : i + 1] = error
+            weight[..., i + 1 : end] -= error * upper[:, i, None, i + 1 : end]
+        weight[..., end:] -= errors[..., start:end] @ upper[:, start:end, end:]
     return torch.empty_like(codes).scatter_(2, columns, codes)
+
+
+def _blocks(columns: int) -> list[tuple[int, int]]:
+    """Return the blocks [start, end) of columns after which the others are updated (Frantar et al. 2023, section 3.2).
+
+    A layer of few inputs is one block: its codes are those of records made column by column.
+    """
+    size = columns if columns < WIDE else BLOCK
+    return [(start, min(start + size, columns)) for start in range(0, columns, size)]
 
 
 def descend(layer: QWeighted, form: Quadratic, codes: Tensor, sweeps: int) -> Tensor:
@@ -86,12 +102,15 @@ def descend(layer: QWeighted, form: Quadratic, codes: Tensor, sweeps: int) -> Te
             scale = torch.where((along > 0) & (square > 0), along / square.clamp(min=1e-30), scale)
             quantizer.set_qparams(scale.reshape(-1), quantizer.zero_point)
         weight, before, codes = centred * scale, codes, codes.clone()
-        slope = (weight - form.best) @ form.hessian
-        for i in range(codes.shape[2]):
-            wanted = weight[..., i] - slope[..., i] / form.hessian[:, None, i, i]
-            code = (torch.round(wanted / scale[..., 0]) + zero[..., 0]).clamp(quantizer.qmin, quantizer.qmax)
-            slope += ((code - codes[..., i]) * scale[..., 0])[..., None] * form.hessian[:, None, i]
-            codes[..., i] = code
+        slope, moved = (weight - form.best) @ form.hessian, torch.empty_like(weight)
+        for start, end in _blocks(codes.shape[2]):
+            for i in range(start, end):
+                wanted = weight[..., i] - slope[..., i] / form.hessian[:, None, i, i]
+                code = (torch.round(wanted / scale[..., 0]) + zero[..., 0]).clamp(quantizer.qmin, quantizer.qmax)
+                moved[..., i] = (code - codes[..., i]) * scale[..., 0]
+                slope[..., i + 1 : end] += moved[..., i : i + 1] * form.hessian[:, None, i, i + 1 : end]
+                codes[..., i] = code
+            slope[..., end:] += moved[..., start:end] @ form.hessian[:, start:end, end:]
         if torch.equal(codes, before):
             break
     return codes
