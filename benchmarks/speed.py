@@ -113,7 +113,7 @@ def main(names: list[str]) -> None:
     load_network("resnet8_w8a8", integer=True)
     first = time.perf_counter() - started
     started = time.perf_counter()
-    load_network("mnv1_w8a8", integer=True)
+    load_network("mnv1_w4a4", integer=True)
     found["seconds"] = {
         "import_zoo": command(["-c", "import zoo"]),
         "zoo_run_help": command(["-m", "zoo.run", "--help"]),
