@@ -28,7 +28,7 @@ from zoo.paths import output_dir, run_place
 from zoo.place import held
 from zoo.preprocess import Preprocess
 from zoo.progress import bar
-from zoo.recipe import Recipe, content_hash, make_step
+from zoo.recipe import Recipe, content_hash, ends_in_float, make_step
 from zoo.resolve import build
 from zoo.results import (
     Calibration,
@@ -377,7 +377,7 @@ def remove(*folders: Path) -> None:
 def dry(fields: dict[str, Any]) -> Recipe:
     """Check a recipe without running it: no weight is fetched, no image read, no network made."""
     recipe = Recipe.parse(fields)
-    if any(step.name != "train" for step in recipe.steps):
+    if not ends_in_float(fields):
         require_integers(recipe)
     for part, fields_of in {"model": recipe.model, "teacher": recipe.teacher}.items():
         if fields_of is not None:

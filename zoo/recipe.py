@@ -71,13 +71,12 @@ class Recipe:
 
 
 def ends_in_float(fields: dict[str, Any]) -> bool:
-    """Tell whether a resolved recipe trains a float network and does nothing else."""
+    """Tell whether a resolved recipe ends in the training of a float network; steps before it may prepare its start."""
     steps = fields.get("steps")
-    return (
-        isinstance(steps, list)
-        and bool(steps)
-        and all(s == "train" or (isinstance(s, dict) and list(s) == ["train"]) for s in steps)
-    )
+    if not isinstance(steps, list) or not steps:
+        return False
+    named = [next(iter(s)) if isinstance(s, dict) and len(s) == 1 else s for s in steps]
+    return named[-1] == "train" and "quantize" not in named and "integerize" not in named
 
 
 def named_weights(model: Any, sha256: str) -> bool:

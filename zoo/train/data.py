@@ -21,8 +21,13 @@ class Data:
     others sees none of them.
     """
 
-    def __init__(self, images: Images, device: torch.device, *, holdout: int, augment: bool, cutout: int) -> None:
-        """Raise DataError for images without labels, or fewer than two for training."""
+    def __init__(
+        self, images: Images, device: torch.device, *, holdout: int, augment: bool, cutout: int, alternate: bool = False
+    ) -> None:
+        """Raise DataError for images without labels, or fewer than two for training.
+
+        ``alternate`` mirrors each image in every other epoch, in place of by chance.
+        """
         if images.labels is None:
             raise DataError("train: the images have no labels; train needs a data set, not a loader of images")
         if holdout > len(images) - 2:
@@ -33,12 +38,13 @@ class Data:
         self.images, self.augment, self.cutout = images.on(device), augment, cutout
         assert self.images.labels is not None
         self.labels = self.images.labels
+        self.side = torch.argsort(order) % 2 if alternate else None  # half of each class, however the file is sorted
 
     def __len__(self) -> int:
         """Return the number of images to train on."""
         return len(self.rows)
 
-    def batch(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def batch(self, chosen: Tensor, generator: torch.Generator, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """Return augmented images ``[N, C, H, W]`` and their labels; ``chosen`` counts the images to train on.
 
         Of several processes each gets its own part of the same images, drawn alike.
@@ -46,7 +52,10 @@ class Data:
         mine = ranks.share(len(chosen))
         rows = self.rows[chosen[mine]]
         if self.augment:
-            x = self.images.augmented(rows, torch.rand(len(chosen), 3, generator=generator)[mine])
+            draws = torch.rand(len(chosen), 3, generator=generator)[mine]
+            if self.side is not None:
+                draws[:, 2] = (self.side[rows] + epoch) % 2
+            x = self.images.augmented(rows, draws)
         else:
             x = self.images.at(rows)
         if self.cutout:

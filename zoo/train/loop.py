@@ -99,7 +99,7 @@ class Loop:
 
     def _advance(self, step: int) -> None:
         rows = self.order[(step % self.per_epoch) * self.batch :][: self.batch]
-        x, labels = self.data.batch(rows, self.generator)
+        x, labels = self.data.batch(rows, self.generator, step // self.per_epoch)
         if self.sparsify is not None:
             self.sparsify.update(self.net, step, self.total)
         target = None if self.teacher is None else opinion(self.teacher, x, self.bf16)
