@@ -79,6 +79,20 @@ def test_images_held_out_are_never_trained_on_nor_calibrated_with() -> None:
         Data(images, torch.device("cpu"), holdout=99, augment=False, cutout=0)
 
 
+def test_alternating_flips_show_each_image_from_both_sides_in_turn() -> None:
+    pixels = torch.zeros(40, 1, 1, 2)
+    pixels[..., 0] = 1.0
+    data = Data(Images(pixels, labels=torch.arange(40) % 2), torch.device("cpu"), holdout=0, augment=True, cutout=0,
+                alternate=True)  # fmt: skip
+    everyone, generator = torch.arange(40), torch.Generator().manual_seed(0)
+    epochs = [data.batch(everyone, generator, epoch)[0][:, 0, 0, 0] for epoch in range(3)]
+    assert torch.equal(epochs[0], epochs[2]) and torch.equal(epochs[0], 1 - epochs[1])
+    assert int(epochs[0].sum()) == 20
+    assert 0 < int(epochs[0][::2].sum()) < 20, "no class is mirrored as a whole"
+    with pytest.raises(RecipeError, match="flip is a part of augment"):
+        make_step(Step("train", {"flip": "alternate", "augment": False}), "test")
+
+
 def test_augmentation_of_uint8_images_normalises_like_evaluation() -> None:
     pixels = torch.full((8, 4, 4, 1), 100, dtype=torch.uint8).numpy()
     images = Images(pixels, Preprocess((4, 4), (50.0,), (10.0,)), torch.zeros(8, dtype=torch.int64))

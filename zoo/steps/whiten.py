@@ -57,10 +57,10 @@ def _moments(conv: nn.Conv2d, ctx: Context, count: int) -> Tensor:
     """Return the second moments ``[P, P]`` (float64) of patches wholly inside the pictures; P = channels * taps."""
     total, seen = torch.zeros(conv.weight[0].numel(), conv.weight[0].numel(), dtype=torch.float64), 0
     for batch in ctx.calibration.batches(_CHUNK, min(count, len(ctx.calibration))):
+        if any(d * (k - 1) >= n for d, k, n in zip(conv.dilation, conv.kernel_size, batch.shape[2:], strict=True)):
+            raise GraphError("whiten: the images are smaller than the first convolution's kernel; leave whiten out")
         patches = F.unfold(batch, conv.kernel_size, conv.dilation, 0, conv.stride).transpose(1, 2).flatten(0, 1)
-        # products of float32 patches are summed by image chunk, the chunks in float64
+        # products of float32 patches are summed chunk by chunk, the chunks in float64
         total += (patches.T @ patches).double()
         seen += len(patches)
-    if not seen:
-        raise GraphError("whiten: the images are smaller than the first convolution's kernel; leave whiten out")
     return total / seen
