@@ -243,3 +243,16 @@ def test_recipes_are_yaml_with_a_package_header() -> None:
         if path.parent.name == "ablation":  # read by zoo.ablate, no group of Hydra's
             continue
         assert path.read_text().startswith("# @package "), path
+
+
+@pytest.mark.parametrize(("flags", "last"), [("fpu avx512f amx_bf16 amx_tile", "AMX"), ("fpu avx512f", None)])
+def test_records_say_whether_the_processor_has_amx(
+    flags: str, last: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from zoo.pipeline import cpu_name
+
+    monkeypatch.setattr(Path, "read_text", lambda self: f"processor : 0\nmodel name\t: A Chip\nflags\t\t: {flags}\n")
+    said = ["A Chip", torch.backends.cpu.get_cpu_capability(), *([last] if last else [])]
+    assert cpu_name() == ", ".join(said)

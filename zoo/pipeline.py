@@ -321,14 +321,15 @@ def versions() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """Return the processor's name with the instruction set torch uses."""
-    name = platform.processor() or platform.machine()
+    """Return the processor's name with the instruction set torch uses, and AMX where bfloat16 is multiplied with it."""
+    name, flags = platform.processor() or platform.machine(), ""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+        flags = next((line for line in lines if line.startswith("flags")), "")
     except OSError:
         pass
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+    return ", ".join([name, torch.backends.cpu.get_cpu_capability(), *(["AMX"] if "amx_bf16" in flags.split() else [])])
 
 
 def accelerator(recipe: Recipe) -> str:
