@@ -36,6 +36,12 @@ def command(*, interrupted: str = "") -> Callable[[Callable[P, int]], Callable[P
     return decorate
 
 
+def note(text: str) -> None:
+    """Print a line for who waits, if any, on standard error; of several processes the first does."""
+    if text and os.environ.get("RANK", "0") == "0":
+        print(f"note: {text}", file=sys.stderr)
+
+
 def entry(main: Callable[[list[str]], int]) -> NoReturn:
     """Run ``main`` on the arguments and leave with its exit code; quietly where the reader (``| head``) has left."""
     keep_freed()

@@ -16,6 +16,7 @@ from torch import fx, nn
 from zoo import __version__, ranks
 from zoo.artifact import checkpoint, files
 from zoo.artifact.card import render_card
+from zoo.console import note
 from zoo.context import Context, Images
 from zoo.data import DataConfig, Split, class_names, find_reader, load_split
 from zoo.errors import GraphError, RecipeError
@@ -26,6 +27,7 @@ from zoo.integer.program import Program
 from zoo.integer.shapes import classes
 from zoo.paths import output_dir, run_place
 from zoo.place import held
+from zoo.precision import advice
 from zoo.preprocess import Preprocess
 from zoo.progress import bar
 from zoo.recipe import Recipe, content_hash, ends_in_float, make_step
@@ -188,6 +190,7 @@ def execute(
     for i, step in enumerate(recipe.steps):
         started = time.perf_counter() + context.earlier
         context.position = i
+        note(advice(recipe, i))
         net = make_step(step, f"recipe.steps[{i}]")(net, context)
         seconds[f"{i}-{step.name}"] = round(time.perf_counter() + context.earlier - started, 2)
     ranks.leave()

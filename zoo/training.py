@@ -11,6 +11,7 @@ from safetensors.torch import save
 
 from zoo import __version__, ranks
 from zoo.artifact import files
+from zoo.console import note
 from zoo.context import Context, Images
 from zoo.data import DataConfig, load_split
 from zoo.evaluation import predict
@@ -28,6 +29,7 @@ from zoo.pipeline import (
     versions,
 )
 from zoo.place import held
+from zoo.precision import advice
 from zoo.preprocess import Preprocess
 from zoo.progress import bar
 from zoo.recipe import Recipe, content_hash, make_step
@@ -78,6 +80,7 @@ def _train(recipe: Recipe, fields: dict[str, Any], root: Path, name: str, comman
     started = time.perf_counter()
     for i, step in enumerate(recipe.steps):
         context.position = i
+        note(advice(recipe, i))
         net = make_step(step, f"recipe.steps[{i}]")(net, context)
     ranks.leave()
     seconds = round(time.perf_counter() - started + context.earlier, 1)
