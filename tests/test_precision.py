@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.test_run import SMALL
 from zoo import precision
 from zoo.compose import compose
 from zoo.pipeline import run
@@ -15,10 +16,6 @@ from zoo.recipe import Recipe
 from zoo.training import train_float
 
 CPUINFO = Path("/proc/cpuinfo")
-SMALL = [
-    "recipe=resnet8_fashion_w4a4", "images=64", "test_limit=50", "steps.3.calibrate.images=64",
-    "steps.4.gptq.images=32", "steps.5.distill.epochs=0.25",
-]  # fmt: skip
 
 
 def imitates(monkeypatch: pytest.MonkeyPatch, *, gpu: bool = False) -> None:
