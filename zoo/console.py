@@ -37,8 +37,8 @@ def command(*, interrupted: str = "") -> Callable[[Callable[P, int]], Callable[P
 
 
 def note(text: str) -> None:
-    """Print a line for who waits, if any, on standard error; of several processes the first does."""
-    if text and os.environ.get("RANK", "0") == "0":
+    """Print a line, if there is one, on standard error for who waits."""
+    if text:
         print(f"note: {text}", file=sys.stderr)
 
 

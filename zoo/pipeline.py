@@ -189,12 +189,19 @@ def execute(
     net = parent
     for i, step in enumerate(recipe.steps):
         started = time.perf_counter() + context.earlier
-        context.position = i
-        note(advice(recipe, i))
-        net = make_step(step, f"recipe.steps[{i}]")(net, context)
+        net = take(recipe, i, net, context)
         seconds[f"{i}-{step.name}"] = round(time.perf_counter() + context.earlier - started, 2)
     ranks.leave()
     return net, net.meta["program"], net.meta["semantics"], context
+
+
+def take(recipe: Recipe, position: int, net: fx.GraphModule, context: Context) -> fx.GraphModule:
+    """Return what the step at this position makes of a graph; says before one that takes long for want of bfloat16."""
+    context.position = position
+    if ranks.leader():
+        note(advice(recipe, position))
+    made: fx.GraphModule = make_step(recipe.steps[position], f"recipe.steps[{position}]")(net, context)
+    return made
 
 
 def add_teacher(recipe: Recipe, context: Context) -> None:

@@ -11,7 +11,6 @@ from safetensors.torch import save
 
 from zoo import __version__, ranks
 from zoo.artifact import files
-from zoo.console import note
 from zoo.context import Context, Images
 from zoo.data import DataConfig, load_split
 from zoo.evaluation import predict
@@ -26,13 +25,13 @@ from zoo.pipeline import (
     git_since,
     git_state,
     remove,
+    take,
     versions,
 )
 from zoo.place import held
-from zoo.precision import advice
 from zoo.preprocess import Preprocess
 from zoo.progress import bar
-from zoo.recipe import Recipe, content_hash, make_step
+from zoo.recipe import Recipe, content_hash
 from zoo.resolve import build
 from zoo.results import FLOATS, dump, write_bytes, write_text
 from zoo.train.log import csv_text
@@ -78,10 +77,8 @@ def _train(recipe: Recipe, fields: dict[str, Any], root: Path, name: str, comman
     context.work = root / FLOATS / f".{name}.work"
     add_teacher(recipe, context)
     started = time.perf_counter()
-    for i, step in enumerate(recipe.steps):
-        context.position = i
-        note(advice(recipe, i))
-        net = make_step(step, f"recipe.steps[{i}]")(net, context)
+    for i in range(len(recipe.steps)):
+        net = take(recipe, i, net, context)
     ranks.leave()
     seconds = round(time.perf_counter() - started + context.earlier, 1)
     trained = net.state_dict()
