@@ -6,6 +6,7 @@ Each row runs in a fresh process. The exit code is 0 when every row holds, 1 whe
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import os
 import shlex
@@ -23,6 +24,7 @@ from evaluate.differences import causes, checkpoint_differences
 from zoo.console import command, entry
 from zoo.errors import ArtifactError, RecipeError, ZooError, suggest
 from zoo.paths import results_dir
+from zoo.progress import SHOWN
 from zoo.recipe_file import read_recipe
 from zoo.results import Record, read_record, read_records
 
@@ -134,10 +136,26 @@ def _composing(record: Record) -> list[str]:
 
 
 def _child(python: str, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a module of this checkout, whatever folder one stands in."""
+    """Run a module of this checkout, whatever folder one stands in; what it says meanwhile is shown as it comes."""
     environment = os.environ | {"PYTHONPATH": str(_ROOT), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
+    environment |= {SHOWN: "1"} if sys.stderr.isatty() else {}
     words = [python, "-m", module, *arguments]
-    return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    said = ""
+    with tempfile.TemporaryFile() as out:
+        # unbuffered, as a read then returns with what is there
+        with subprocess.Popen(words, stdout=out, stderr=subprocess.PIPE, env=environment, bufsize=0) as process:
+            assert process.stderr is not None
+            try:
+                while data := process.stderr.read(1 << 16):
+                    text = decode(data)
+                    print(text, end="", file=sys.stderr, flush=True)
+                    said += text
+            except BaseException:
+                process.kill()
+                raise
+        out.seek(0)
+        return subprocess.CompletedProcess(words, process.returncode, out.read().decode(errors="replace"), said)
 
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:

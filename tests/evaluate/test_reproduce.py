@@ -18,6 +18,7 @@ from evaluate.differences import causes, checkpoint_differences
 from tests.artifact.conftest import sign
 from tests.records import make_record
 from zoo.paths import results_dir
+from zoo.progress import SHOWN, bar
 from zoo.recipe import content_hash
 from zoo.recipe_file import read_recipe
 from zoo.results import Machine, Record, dump, read_records, write_record
@@ -186,6 +187,34 @@ def test_the_parent_process_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) == len(read_records(results_dir()))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_a_run_says_meanwhile_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.delenv(SHOWN, raising=False)
+    program = f"print('näh', {SHOWN!r} in os.environ, file=sys.stderr)"
+    done = reproduce._child(sys.executable, "timeit", "-n1", "-r1", "-s", "import os, sys; print(1)", program)
+    assert done.stderr == capsys.readouterr().err == f"näh {terminal}\n"
+    assert (done.stdout[:2], done.returncode) == ("1\n", 0)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "shown"),
+    [(False, {}, False), (True, {}, True), (False, {SHOWN: "1"}, True), (False, {SHOWN: "1", "RANK": "1"}, False)],
+)
+def test_a_bar_is_shown_where_it_leads_to_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, environment: dict[str, str], shown: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    for name in (SHOWN, "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    made: Any = bar([], "label")
+    assert made.disable != shown
 
 
 def test_a_damaged_row_costs_no_other_row(shipped: tuple[Path, Record], capsys: pytest.CaptureFixture[str]) -> None:
