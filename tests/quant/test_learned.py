@@ -57,6 +57,19 @@ def test_lsq_plus_learns_scale_and_offset_as_published() -> None:
     assert torch.allclose(learner.offset.grad.double(), beta.grad * gain, rtol=1e-3, atol=1e-4)
 
 
+def test_adam_moves_the_offset_of_lsq_plus_by_a_share_of_the_range() -> None:
+    q = quantizer(symmetric=False)
+    learner = LsqPlus(q, weight=False, relative=True)
+    assert learner.offset is not None and torch.equal(learner.zero_point(q), q.zero_point)
+    optimizer = torch.optim.Adam([learner.offset], lr=1e-3)
+    before = float((learner.offset * learner.offset_unit).detach())
+    # all of it above the range
+    learner(torch.full((64,), 9.0), q).backward(torch.full((64,), -1.0))
+    optimizer.step()
+    moved = float((learner.offset * learner.offset_unit).detach()) - before
+    assert moved == pytest.approx(1e-3 * float(q.scale.detach()) * (q.qmax - q.qmin), rel=1e-3)
+
+
 def test_pact_moves_alpha_by_what_is_clipped() -> None:
     q = quantizer()
     x, grad = data(500)

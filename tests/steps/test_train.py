@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -276,9 +277,30 @@ def test_what_this_graph_has_no_use_for_is_refused() -> None:
         (net, ctx, {"batch": 1}, "BatchNorm needs two images or more"),
         (folded, ctx, {"oscillations": True}, "oscillations: no layer has weights of 4 or fewer bits"),
         (few, few_ctx, {"standardize": True}, "no layer of few bits has a BatchNorm"),
+        (few, few_ctx, {"quantizer": "pact", "freeze": {}}, "pact takes the scale from the weights"),
     ):
         with pytest.raises(RecipeError, match=message):
             apply(graph, context, ("train", SHORT | setting))
+
+
+@pytest.mark.parametrize("holdout", [100, 64, 63])
+def test_too_many_images_held_out_are_refused(holdout: int) -> None:
+    net, ctx = start(count=64)
+    with pytest.raises(DataError, match=f"64 images, {holdout} of them held out; lower train.holdout"):
+        apply(net, ctx, ("train", SHORT | {"holdout": holdout}))
+
+
+def test_scales_that_are_powers_of_two_have_no_use_for_a_learner_but_tqt() -> None:
+    net, ctx = start()
+    formats = {name: replace(getattr(ctx.quant, name), scale="pow2") for name in ("weight", "act", "input", "logits")}
+    ctx.quant = replace(ctx.quant, **formats)
+    graph = apply(net, ctx, ("fold_batchnorm", {}), ("quantize", {}), QUANTIZE[1])
+    for setting in ({"quantizer": "lsq_plus"}, {"lr_scale": 0.5}):
+        with pytest.raises(RecipeError, match="every scale is a power of two, which tqt alone learns"):
+            apply(graph, ctx, ("train", SHORT | setting))
+    apply(graph, ctx, ("train", SHORT | {"quantizer": "tqt", "lr_scale": 0.5}))
+    with pytest.raises(QuantError, match="raise lr_weight or lr_bias"):
+        apply(graph, ctx, ("distill", {"lr_weight": 0.0, "lr_bias": 0.0, "bf16": False}))
 
 
 def test_training_integers_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from zoo.preprocess import Preprocess
 from zoo.quant.layers import QWeighted
 from zoo.quant.learned._sawb import Sawb
 from zoo.recipe import Step, make_step
+from zoo.train import standardize
 from zoo.train.data import Data
 from zoo.train.ema import Average
 from zoo.train.freeze import Freeze, Frozen
@@ -232,6 +234,27 @@ def test_a_weight_oscillates_that_goes_back_not_one_that_goes_on() -> None:
     assert facts["oscillating_percent"] == pytest.approx(100 / sum(m.weight.numel() for m in low_bit(net)), abs=1e-3)
 
 
+@torch.no_grad()
+def test_a_batchnorm_factor_that_crosses_zero_moves_no_weight() -> None:
+    net = q_graph()
+    layer = weighted(net)[1]
+    assert layer.norm is not None
+    # three codes on either side of zero: those beyond are clipped on one side
+    torch.manual_seed(0)
+    layer.weight.copy_(torch.randint(-3, 4, layer.weight.shape) * weight_scale(layer))
+    layer.norm.weight.fill_(1e-3)
+    frozen = Frozen(net, Freeze())
+    frozen.state["0.frozen"][:, 0] = True
+    before, codes = layer.weight.clone(), frozen.state["0.codes"].clone()
+    assert int(codes.count_nonzero()) > 0
+    for factor in (-1e-3, 1e-3, -1e-3):
+        layer.norm.weight.fill_(factor)
+        frozen.update(0, 10)
+        assert torch.equal(layer.quantized_weight(), before)
+        assert torch.equal(layer.weight, before) and torch.equal(frozen.state["0.codes"], codes)
+    assert not frozen.state["0.frequency"].any()
+
+
 def test_frozen_weights_keep_their_integers_in_the_average() -> None:
     held: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -250,6 +273,24 @@ def test_frozen_weights_keep_their_integers_in_the_average() -> None:
     assert held and any(bool(frozen.any()) for _, frozen in held)
     for layer, (codes, frozen) in zip(low_bit(trained), held, strict=True):
         assert torch.equal(weight_codes(layer)[frozen], codes[frozen])
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "2:4"])
+def test_masks_keep_the_largest_of_the_weights_that_are_quantized(kind: str) -> None:
+    net = q_graph()
+    standardize.start(net)
+    layer = weighted(net)[1]
+    with torch.no_grad():
+        layer.weight.add_(torch.linspace(0.0, 3.0, len(layer.weight)).reshape(-1, 1, 1, 1))
+    Sparsify(kind).update(net, 5, 10)  # type: ignore[arg-type]
+    assert layer.standard_deviation is not None and layer.mask is not None
+    mean = layer.weight.detach().mean((1, 2, 3), keepdim=True)
+    deviation = layer.weight.detach().std((1, 2, 3), keepdim=True)
+    seen = (layer.weight.detach() - mean) / deviation * layer.standard_deviation.reshape(-1, 1, 1, 1)
+    fours = seen.abs().movedim(1, -1).reshape(-1, 4) if kind == "2:4" else seen.abs().reshape(1, -1)
+    kept = layer.mask.movedim(1, -1).reshape(-1, 4) if kind == "2:4" else layer.mask.reshape(1, -1)
+    least = fours.masked_fill(kept == 0, math.inf).amin(1)
+    assert bool((fours.masked_fill(kept == 1, 0.0).amax(1) <= least * 1.0001).all()) and 0 < kept.mean() < 1
 
 
 @pytest.mark.parametrize(("total", "until"), [(10, 0.5), (16, 0.5), (20, 1.0), (30, 0.9), (1, 0.5)])
@@ -322,6 +363,10 @@ def test_change_bits_keeps_the_range_and_refuses_what_is_not_there() -> None:
         assert torch.allclose(*ends) and wider(x).shape == net(x).shape
     with pytest.raises(RecipeError, match="7 bits"):
         make_step(Step("change_bits", {"old": 7, "new": 5}), "test")(net, ctx)
+    layer = weighted(net)[1].weight_quantizer
+    layer.fmt = replace(layer.fmt, mid_rise=True)
+    with pytest.raises(RecipeError, match=r"change_bits: mid_rise is for 2\.\.4 bits, got 8"):
+        make_step(Step("change_bits", {"old": 3, "new": 8}), "test")(net, ctx)
 
 
 def test_without_a_work_folder_nothing_is_written_and_the_result_is_the_same() -> None:

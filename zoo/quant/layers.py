@@ -118,14 +118,19 @@ class QWeighted(QNode):
             return self.rounding(self.weight)  # type: ignore[no-any-return]
         return self.weight_quantizer(self.latent(), self.sign())  # type: ignore[no-any-return]
 
-    def latent(self) -> Tensor:
-        """Return the float weight that is quantized: normalised and masked where the layer says so."""
+    def full(self) -> Tensor:
+        """Return the float weight before its mask: normalised where the layer says so."""
         weight: Tensor = self.weight
         if self.standard_deviation is not None:
             shape = [-1] + [1] * (weight.dim() - 1)
             deviation, mean = torch.std_mean(weight.flatten(1), 1)
             gain = self.standard_deviation / deviation.clamp(min=1e-12)
             weight = (weight - mean.reshape(shape)) * gain.reshape(shape)
+        return weight
+
+    def latent(self) -> Tensor:
+        """Return the float weight that is quantized: ``full`` and masked where the layer says so."""
+        weight = self.full()
         # the gradient reaches masked weights too, so that they can come back while masks still change
         return weight if self.mask is None else weight + (weight * self.mask - weight).detach()
 

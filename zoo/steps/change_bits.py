@@ -52,7 +52,11 @@ class ChangeBits:
     @torch.no_grad()
     def _changed(self, quantizer: Quantizer) -> Quantizer:
         channels = quantizer.scale.numel() if quantizer.of_weights else 0
-        made = Quantizer(replace(quantizer.fmt, bits=self.new), signed=quantizer.signed, channels=channels)
+        try:
+            fmt = replace(quantizer.fmt, bits=self.new)
+        except ValueError as e:
+            raise RecipeError(f"change_bits: {e}; choose another new, or another format in quant") from None
+        made = Quantizer(fmt, signed=quantizer.signed, channels=channels)
         if bool(quantizer.ready):
             ratio = 2.0 ** (self.old - self.new)
             zero = torch.round(quantizer.zero_point / ratio).clamp(made.qmin, made.qmax)

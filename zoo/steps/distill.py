@@ -69,6 +69,9 @@ class Distill:
         if self.features and not pair.hooks:
             raise QuantError("distill.features: the network is a single block; lower layers, or leave features out")
         units = units_of(nodes, lr_weight=self.lr_weight, lr_scale=self.lr_scale, lr_bias=self.lr_bias)
+        if not units.groups:
+            raise QuantError("distill: the only rate is that of the scales, which are powers of two and stay; raise "
+                             "lr_weight or lr_bias")  # fmt: skip
         optimizer = units.optimizer()
         peaks = [float(g["lr"]) for g in optimizer.param_groups]
         count = len(ctx.calibration)

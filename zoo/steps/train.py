@@ -112,6 +112,9 @@ class Train:
             raise ValueError("compile and native exclude each other: the one is for a GPU, the other for a CPU")
         if self.freeze is not None and (self.standardize or self.sparsify is not None):
             raise ValueError("freeze holds integers of the weights themselves: leave out standardize and sparsify")
+        if self.freeze is not None and self.quantizer == "pact":
+            raise ValueError("pact takes the scale from the weights, which freeze holds to that scale, and the scale "
+                             "runs away: leave out freeze, or choose another quantizer")  # fmt: skip
 
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the trained graph in eval mode.
@@ -133,6 +136,9 @@ class Train:
         net = clone(net).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         native = kernels() if self.native and device.type == "cpu" else None
         learners = attach(net, self.quantizer, self.optimizer == "adamw", native) if quantized else []
+        if quantized and not learners and (self.quantizer != Train.quantizer or self.lr_scale is not None):
+            raise RecipeError("train: every scale is a power of two, which tqt alone learns; choose quantizer: tqt, or "
+                              "leave out quantizer and lr_scale")  # fmt: skip
         lend(net, native)
         # several processes share their statistics, which the fused BatchNorm does not
         fused = fuse(net, native) if native and not quantized and ranks.count() == 1 else {}
@@ -186,8 +192,10 @@ class Train:
                               "steps quantize and calibrate before it")  # fmt: skip
         elif self.lr_scale is not None or self.quantizer != Train.quantizer:
             raise RecipeError("train: quantizer and lr_scale are for a Q-graph; leave them out of a float training")
-        own = min(self.batch, len(ctx.calibration) - self.holdout) // ranks.count()
-        if own < 2 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
+        left = len(ctx.calibration) - self.holdout
+        own = min(self.batch, left) // ranks.count()
+        # of fewer than two Data says what is wrong
+        if left >= 2 and own < 2 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
             raise RecipeError("train.batch: BatchNorm needs two images or more at a time; raise batch")
         if self.distill and ctx.teacher is None and not quantized:
             raise RecipeError("train.distill: a float network needs a teacher; name a model as the recipe's teacher")

@@ -19,17 +19,21 @@ def low_bit(net: fx.GraphModule) -> list[QWeighted]:
 
 @torch.no_grad()
 def weight_scale(layer: QWeighted) -> Tensor:
-    """Return the scale in use, signed, in a shape that broadcasts over the weight."""
+    """Return the scale in use, positive, in a shape that broadcasts over the weight."""
+    return _scale(layer, None)
+
+
+def _scale(layer: QWeighted, sign: Tensor | None) -> Tensor:
     quantizer = layer.weight_quantizer
     scale = quantizer.scale if quantizer.learner is None else quantizer.learner.scale()
-    signed, axis = signed_scale(scale.detach(), layer.sign(), quantizer.axis)
+    signed, axis = signed_scale(scale.detach(), sign, quantizer.axis)
     return ops.expand(signed, layer.weight, axis)
 
 
 @torch.no_grad()
 def weight_limits(layer: QWeighted) -> tuple[Tensor, Tensor]:
     """Return the smallest and largest weight that is not clipped, broadcasting over the weight."""
-    quantizer, scale = layer.weight_quantizer, weight_scale(layer)
+    quantizer, scale = layer.weight_quantizer, _scale(layer, layer.sign())
     zero = ops.expand(quantizer.zero_point, layer.weight, quantizer.axis)
     ends = [(end - zero + quantizer.fmt.offset) * scale for end in (quantizer.qmin, quantizer.qmax)]
     return torch.minimum(*ends), torch.maximum(*ends)
@@ -39,7 +43,10 @@ def weight_limits(layer: QWeighted) -> tuple[Tensor, Tensor]:
 def weight_codes(layer: QWeighted) -> Tensor:
     """Return the centred codes of the latent weight, float32 in its shape; mid-rise ones lie halfway between integers.
 
-    Times the scale they are the quantized weight.
+    Times ``weight_scale`` they are the quantized weight. That scale is positive, so that no code changes where
+    BatchNorm's factor crosses zero and the weight does not move.
     """
     (low, high), offset = weight_limits(layer), layer.weight_quantizer.fmt.offset
-    return torch.round(layer.latent().clamp(low, high) / weight_scale(layer) - offset) + offset
+    sign = layer.sign()
+    codes = torch.round(layer.latent().clamp(low, high) / _scale(layer, sign) - offset) + offset
+    return codes if sign is None else codes * ops.expand(sign, codes, 0)

@@ -40,17 +40,17 @@ class Sparsify:
         return [m for m in found if m.weight.shape[1] % 4 == 0]
 
     def update(self, net: fx.GraphModule, step: int, total: int) -> None:
-        """Set the masks that hold for this step."""
+        """Set the masks that hold for this step, from the weights as they are quantized."""
         end = min(math.ceil(self.until * total), total - 1)
         if self.kind == "2:4":
             for layer in self.layers(net):
-                layer.mask = two_of_four(layer.weight.detach())
+                layer.mask = two_of_four(layer.full().detach())
         elif step == end or (step < end and step % _EVERY == 0):
             share = self.share * (1.0 - (1.0 - step / max(1, end)) ** 3) if step < end else self.share
             for layer in self.layers(net):
                 # what an earlier training has masked stays so
                 if layer.mask is None or int((layer.mask == 0).sum()) < round(share * layer.mask.numel()):
-                    layer.mask = largest(layer.weight.detach(), share)
+                    layer.mask = largest(layer.full().detach(), share)
 
     @torch.no_grad()
     def pull(self, net: fx.GraphModule) -> None:

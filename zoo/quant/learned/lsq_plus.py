@@ -16,17 +16,22 @@ class LsqPlus(Lsq):
     ``z = round(-beta / s)``, with a straight-through gradient. Weights and tensors behind a ReLU have no offset.
     """
 
+    offset_unit: Tensor
+
     def __init__(self, quantizer: Quantizer, *, weight: bool, relative: bool) -> None:
         """Start from the calibrated scale and zero point."""
         super().__init__(quantizer, weight=weight, relative=relative)
         free = not weight and not quantizer.fmt.symmetric
-        offset = -quantizer.zero_point * quantizer.scale.detach() / self.unit
+        # in relative units a step of the optimizer is a share of the range, as that of the scale
+        span = quantizer.qmax - quantizer.qmin if relative else 1
+        self.register_buffer("offset_unit", self.unit * span)
+        offset = -quantizer.zero_point * quantizer.scale.detach() / self.offset_unit
         self.offset = nn.Parameter(offset) if free else None
 
     def zero_point(self, quantizer: Quantizer) -> Tensor:
         """Return ``round(-beta / s)`` within the codes."""
         if self.offset is None:
             return quantizer.zero_point
-        real = (-self.offset * self.unit / self.scale()).clamp(quantizer.qmin, quantizer.qmax)
+        real = (-self.offset * self.offset_unit / self.scale()).clamp(quantizer.qmin, quantizer.qmax)
         # the difference is exactly zero: the value is an integer, the gradient passes
         return torch.round(real.detach()) + (real - real.detach())
