@@ -90,6 +90,23 @@ def test_pictures_and_arrays_become_the_input(network: Network, tmp_path: Path) 
             loaded.preprocess(wrong)
 
 
+def test_quantize_leaves_the_network_as_it_was() -> None:
+    net = small_resnet().train()
+    frozen = next(m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)).eval()
+    before = {name: (t.clone(), t.stride()) for name, t in net.state_dict().items()}
+    zoo.quantize(net, RECIPE, [images(64)])
+    assert not frozen.training and net.training and sum(not m.training for m in net.modules()) == 1
+    for name, t in net.state_dict().items():
+        assert torch.equal(t, before[name][0]) and t.stride() == before[name][1], name
+
+
+@torch.no_grad()
+def test_no_image_gives_no_logits(network: Network, tmp_path: Path) -> None:
+    network.save(tmp_path / "net")
+    for integer in (True, False):
+        assert zoo.load(tmp_path / "net", integer=integer)(images(1)[:0]).shape == (0, 10)
+
+
 def test_what_quantize_cannot_use_is_refused() -> None:
     net, pictures = small_resnet(), [images(16)]
     with pytest.raises(RecipeError, match=r"resnet8_w8b8.*did you mean 'resnet8_w8a8'"):

@@ -75,11 +75,12 @@ def quantize_network(
     if not all(isinstance(label, str) for label in labels):
         raise DataError("labels: must be texts, one for each class")
     made = _preprocess(preprocess, tuple(images.at(slice(0, 1)).shape[1:]))
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     try:
         graph, program, semantics, _ = execute(parsed, model, images, {})
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
     count = classes(program)
     if labels and len(labels) != count:
         raise DataError(f"labels: got {len(labels)}, the network gives {count} classes; name each or none")

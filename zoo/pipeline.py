@@ -21,6 +21,7 @@ from zoo.context import Context, Images
 from zoo.data import DataConfig, Split, class_names, find_reader, load_split
 from zoo.errors import GraphError, RecipeError
 from zoo.evaluation import Scores, predict
+from zoo.graph.fold import clone
 from zoo.graph.trace import trace
 from zoo.integer.cost import activation_bytes, macs
 from zoo.integer.program import Program
@@ -177,7 +178,8 @@ def execute(
 
     ``work`` is where a step keeps what lets an interrupted run go on, ``code`` the commit that such a run names.
     """
-    parent = trace(model, images.at(slice(0, 1)))
+    # a copy: the trace shares its tensors with a network that is the caller's
+    parent = clone(trace(model, images.at(slice(0, 1))))
     with torch.no_grad():
         logits = parent(images.at(slice(0, 1)))
     if logits.dim() != 2:

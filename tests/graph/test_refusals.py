@@ -72,7 +72,12 @@ def test_data_dependent_control_flow_is_refused_with_its_module(flow, capfd: pyt
         (nn.InstanceNorm2d(4), r"^body\.function: InstanceNorm2d has no quantized form"),
         (nn.ConvTranspose2d(4, 4, 3), r"^body\.function: ConvTranspose2d has no quantized form"),
         (nn.Softmax(1), r"^body\.function: Softmax has no quantized form"),
-        (nn.MaxPool2d(3, ceil_mode=True), r"^body\.function: MaxPool2d has no quantized form"),
+        (nn.MaxPool2d(3, ceil_mode=True), r"^body\.function: ceil_mode adds windows that reach beyond \[8, 8\]"),
+        (nn.AvgPool2d(3, 2, ceil_mode=True), r"^body\.function: ceil_mode adds windows"),
+        (nn.MaxPool2d(3, dilation=2), r"^body\.function: a max pool with dilation"),
+        (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], r"^body: operation 'max_pool2d_with_indices'"),
+        (lambda x: F.avg_pool2d(x, 3, padding=1), r"avg_pool2d: an average pool with padding"),
+        (lambda x: F.leaky_relu(x, 0.2), r"leaky_relu: negative_slope=0\.2 has no quantized form"),
         (nn.AdaptiveAvgPool2d(2), r"^body\.function: AdaptiveAvgPool2d has no quantized form"),
         (nn.AvgPool2d(2, padding=1), r"^body\.function: an average pool with padding"),
         (nn.AvgPool2d(8, padding=2), r"^body\.function: an average pool with padding"),
@@ -124,6 +129,11 @@ def trace_anything(function) -> None:
 def test_a_graph_that_computes_something_else_is_refused(function) -> None:
     """In-place changes of a tensor that is read again, and randomness at inference."""
     refused(Net(function), r"^Net: its graph computes something else than the network")
+
+
+def test_another_type_than_float32_is_refused() -> None:
+    with pytest.raises(GraphError, match=r"^Net: stem\.weight is torch\.float64, a network to quantize is float32"):
+        trace(Net(torch.relu).double().eval(), torch.randn(1, 3, 8, 8))
 
 
 def test_a_hook_is_refused() -> None:

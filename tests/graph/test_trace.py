@@ -135,7 +135,10 @@ def test_a_fixed_pad_becomes_part_of_each_convolution_that_reads_it() -> None:
         lambda x: x.relu(), lambda x: F.relu(input=x, inplace=True), lambda x: torch.add(x, other=x.sigmoid(), alpha=1),
         lambda x: x * x.sigmoid(), lambda x: x * x.mean((2, 3), keepdim=True), lambda x: F.dropout(x, training=False),
         lambda x: F.adaptive_avg_pool2d(x, output_size=1), lambda x: x.float().contiguous(),
-        nn.LeakyReLU(), nn.GELU(), nn.AvgPool2d(2), nn.MaxPool2d(3, 2, 1), nn.Dropout(0.9),
+        nn.LeakyReLU(), nn.GELU(), nn.AvgPool2d(2), nn.MaxPool2d(3, 2, 1), nn.Dropout(0.9), F.leaky_relu,
+        nn.MaxPool2d(2, ceil_mode=True), nn.AvgPool2d(2, ceil_mode=True), nn.MaxPool2d((2, 4), (2, 1)),
+        lambda x: F.max_pool2d(x, 3, stride=2, padding=(1, 0)), lambda x: torch.max_pool2d(x, 2),
+        lambda x: F.avg_pool2d(x, 2), lambda x: F.avg_pool2d(x, kernel_size=3, stride=1, ceil_mode=True),
     ],
 )  # fmt: skip
 def test_operations_keep_their_meaning(function) -> None:
@@ -152,6 +155,51 @@ def test_an_average_over_the_whole_map_is_a_global_mean() -> None:
     assert isinstance(graph.function, ops.GlobalMean)
     with torch.no_grad():
         torch.testing.assert_close(graph(x), net(x))
+
+
+class OwnConv(nn.Conv2d):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding="same")
+
+
+class OwnLinear(nn.Linear):
+    pass
+
+
+class OwnNorm(nn.BatchNorm2d):
+    pass
+
+
+def test_a_class_of_ones_own_that_sets_up_a_layer_is_that_layer() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(OwnConv(3, 4), OwnNorm(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), OwnLinear(4, 2))
+    with torch.no_grad():
+        net[1].running_mean.uniform_(-1, 1)
+    x = torch.randn(2, 3, 8, 8)
+    graph = trace(net.eval(), x[:1])
+    folded = fold_batchnorm(graph)
+    with torch.no_grad():
+        assert torch.equal(graph(x), net(x))
+        torch.testing.assert_close(folded(x), net(x))
+
+
+def test_a_head_that_only_a_training_uses_is_left_out() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+            self.aux, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            x = torch.relu(self.conv(x))
+            aux, y = F.softmax(self.norm(self.aux(x)), 1), self.fc(x.mean((2, 3)))
+            return (y, aux) if self.training else y
+
+    net, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    graph = trace(net, x[:1])
+    assert {name for name, m in graph.named_modules() if next(m.parameters(), None) is not None} == {"", "conv", "fc"}
+    with torch.no_grad():
+        assert torch.equal(graph(x), net(x))
 
 
 def test_concatenation_and_shared_activation() -> None:

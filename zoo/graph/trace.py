@@ -14,7 +14,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
 from zoo.errors import GraphError
-from zoo.graph import names, ops
+from zoo.graph import names, ops, pools
 
 # timm classes whose forward depends on shapes or dissolves batch normalisation into raw tensors
 _LEAVES = ("Linear", "Conv2dSame", "BatchNormAct2d", "MaxPool2dSame", "AvgPool2dSame")
@@ -23,10 +23,24 @@ _DROPPED = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.AlphaDropout)
 _FUNCTIONS: dict[Any, str] = {
     F.relu: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu6: "relu6", F.hardswish: "hardswish",
     F.hardsigmoid: "hardsigmoid", F.sigmoid: "sigmoid", torch.sigmoid: "sigmoid", F.silu: "silu", F.gelu: "gelu",
-    torch.tanh: "tanh", F.elu: "elu",
+    torch.tanh: "tanh", F.elu: "elu", F.leaky_relu: "leaky_relu",
 }  # fmt: skip
 # what a call may say without changing anything
-_DEFAULTS = {"approximate": "none", "alpha": 1, "mode": "constant", "value": 0, "dtype": None, "out": None}
+_DEFAULTS = {
+    "approximate": "none",
+    "alpha": 1,
+    "negative_slope": 0.01,
+    "mode": "constant",
+    "value": 0,
+    "dtype": None,
+    "out": None,
+}
+_POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
+    F.max_pool2d: (nn.MaxPool2d, pools.MAX), torch.max_pool2d: (nn.MaxPool2d, pools.MAX),
+    F.avg_pool2d: (nn.AvgPool2d, pools.AVERAGE),
+}  # fmt: skip
+# a class of one's own that only sets one of these up is one of these
+_LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d)
 _METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "sigmoid_": "sigmoid", "tanh": "tanh"}
 
 
@@ -45,6 +59,7 @@ class _Tracer(fx.Tracer):
         return (
             type(m).__name__ in _LEAVES
             or type(m).__module__ == "zoo.graph.ops"
+            or any(isinstance(m, kind) and type(m).forward is kind.forward for kind in _LAYERS)
             or super().is_leaf_module(m, module_qualified_name)
         )
 
@@ -64,10 +79,15 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     """
     model, tracer = model.eval(), _Tracer()
     name = type(model).__name__
+    other = next((f"{n} is {p.dtype}" for n, p in model.named_parameters() if p.dtype != torch.float32), None)
+    if other is not None:
+        raise GraphError(f"{name}: {other}, a network to quantize is float32; call .float() on it")
     try:
         found = tracer.trace(model)
         _check_names(found)
         traced = fx.GraphModule(model, found)
+        # what nothing reads, such as a head that only a training uses, need not have a quantized form
+        traced.graph.eliminate_dead_code()
     except GraphError:
         raise
     except Exception as error:
@@ -226,20 +246,19 @@ class _Normalizer:
             self._emit(node, m, name, x)
         elif isinstance(m, ops.Add | ops.Mul | ops.Cat | ops.GlobalMean):
             self._emit(node, m, name, *[self._get(a) for a in given])
-        elif isinstance(m, nn.MaxPool2d) and type(m) is nn.MaxPool2d and not m.ceil_mode and m.dilation in (1, (1, 1)):
-            self._emit(node, m, name, x)
+        elif type(m) in (nn.MaxPool2d, nn.AvgPool2d):
+            self._pool(node, m, name, source)
         elif isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1, 1)):
             self._emit(node, ops.GlobalMean(), name, x)
-        elif isinstance(m, nn.AvgPool2d) and type(m) is nn.AvgPool2d:
-            kernel = m.kernel_size if isinstance(m.kernel_size, tuple) else (m.kernel_size,) * 2
-            if m.padding not in (0, (0, 0)) or m.ceil_mode or m.divisor_override is not None:
-                raise GraphError(
-                    f"{name}: an average pool with padding, ceil_mode or divisor_override has no integer form"
-                )
-            self._emit(node, ops.GlobalMean() if _shape(source)[2:] == list(kernel) else m, name, x)
         else:
             raise GraphError(f"{name}: {kind} has no quantized form{_known()}; replace it before quantizing")
         return None
+
+    def _pool(self, node: fx.Node, m: nn.Module, name: str, source: Any) -> None:
+        x = self._get(source)
+        # with return_indices there are two results
+        after = getattr(node.meta["tensor_meta"], "shape", ())
+        self._emit(node, pools.pool(m, _shape(source), list(after), name), name, x)
 
     def _conv_pad(self, m: nn.Conv2d, kind: str, source: Any) -> tuple[int, int, int, int]:
         if kind == "Conv2dSame" or m.padding == "same":
@@ -285,6 +304,10 @@ class _Normalizer:
             self._mean(node)
         elif target is F.adaptive_avg_pool2d and _arguments(node, "input", "output_size")["output_size"] in (1, (1, 1)):
             self._emit(node, ops.GlobalMean(), name, self._get(_arguments(node, "input", "output_size")["input"]))
+        elif node.op == "call_function" and target in _POOLS:
+            kind, arguments = _POOLS[target]
+            given = _arguments(node, *arguments)
+            self._pool(node, pools.called(kind, given), name, given["input"])
         elif target is F.pad:
             given = _arguments(node, "input", "pad", "mode", "value")
             if given.get("mode", "constant") != "constant" or given.get("value") not in (None, 0):

@@ -102,7 +102,7 @@ class Quantizer(nn.Module):
 
         Symmetric: ``s = max(|low| / -qmin, high / qmax)``, with mid-rise levels both ends plus 1/2. Affine:
         ``s = (high - low) / (qmax - qmin)``, ``z = round(qmin - low / s)`` (Krishnamoorthi 2018, eq. 2-4). A constant
-        zero tensor gets the scale 1 / qmax, or a tiny one where levels are mid-rise.
+        zero tensor gets the scale 1 / qmax, a weight's channel of zeros a tiny one.
         """
         low, high = low.detach().reshape(-1).double().clamp(max=0), high.detach().reshape(-1).double().clamp(min=0)
         if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
@@ -112,8 +112,9 @@ class Quantizer(nn.Module):
             scale = torch.maximum(high / most, (low / least) if least else torch.zeros_like(low))
         else:
             scale = (high - low) / (self.qmax - self.qmin)
-        # without a level at zero, only a small step keeps a channel of zeros near it
-        empty = 1e-12 if self.fmt.mid_rise else 1.0 / self.qmax
+        # the step of a weight is a factor of its bias's, which a channel of zeros still has; without a level at zero,
+        # only a small step keeps such a channel near it
+        empty = 1e-12 if self.of_weights else 1.0 / self.qmax
         scale = torch.where(scale < 1e-30, torch.full_like(scale, empty), scale)
         if self.fmt.scale == "pow2":
             scale = torch.exp2(torch.ceil(torch.log2(scale)))

@@ -15,7 +15,8 @@ def pairs_of(net: fx.GraphModule) -> list[tuple[QWeighted, QWeighted]]:
         first = modules.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(first, QWeighted) or len(node.users) != 1:
             continue
-        second = modules.get(str(next(iter(node.users)).target))
+        user = next(iter(node.users))
+        second = modules.get(str(user.target)) if user.op == "call_module" else None
         if isinstance(second, QWeighted) and (not isinstance(second, QConv2d) or _whole(second, first)):
             pairs.append((first, second))
     return pairs

@@ -70,9 +70,9 @@ class Calibrate:
         available = len(ctx.calibration)
         wanted = self.images if self.images is not None else min(512, available)
         if available < max(wanted, MINIMUM):
+            lower = " or lower calibrate.images" if available >= MINIMUM else ""
             raise DataError(
-                f"calibrate: {available} calibration images, {max(wanted, MINIMUM)} needed; give more images or lower "
-                "calibrate.images"
+                f"calibrate: {available} calibration images, {max(wanted, MINIMUM)} needed; give more images{lower}"
             )
         net = clone(net)
         nodes = {name: m for name, m in net.named_modules() if isinstance(m, QNode)}

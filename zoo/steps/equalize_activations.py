@@ -47,7 +47,12 @@ class EqualizeActivations:
             raise QuantError("equalize_activations: put it between quantize and calibrate")
         require_no_norms(net, "equalize_activations")
         net = clone(net)
-        pairs = pairs_of(net)
+        # a power of two above the cap of a channel would clamp nothing there
+        pairs = [
+            (first, second)
+            for first, second in pairs_of(net)
+            if first.out.fmt.scale == "float" or (first.act != "relu6" and first.cap is None)
+        ]
         ranges = self._ranges(net, [first for first, _ in pairs], ctx)
         for first, second in pairs:
             if float(ranges[first].max()) <= 0:  # nothing but zeros leaves the layer: there is no range to share

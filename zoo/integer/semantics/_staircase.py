@@ -64,6 +64,8 @@ class Staircase(nn.Module):
         """Return the codes in the memory format of ``acc``."""
         acc = dense(acc)
         out = torch.empty_like(acc, dtype=torch.float32)
+        if not acc.numel():
+            return out
         if self.path == "int64":
             return out.copy_(self.reference(acc.to(torch.int64)).clamp_(self.low, self.high))
         if channels_last(acc) or acc.dim() <= 2 or self.factor.numel() == 1:

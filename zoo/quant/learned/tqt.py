@@ -17,7 +17,8 @@ class Tqt(Learner):
 
     ``dy / dlog2 t = ln 2 (y - x)`` inside the range, ``ln 2`` times the clipped value outside (eq. 7-8). Each gradient
     is divided by the root of its running mean square and goes through tanh (appendix B.2), so one rate fits all layers.
-    A power-of-two format takes ``s = 2^ceil(log2 t - log2 qmax)``, as published; a float one takes t as it is.
+    A power-of-two format takes ``s = 2^ceil(log2 t - log2 qmax)``, the least that reaches t (the publication has
+    ``2^(bits - 1)`` in place of qmax, and its largest code may lie below t); a float one takes t as it is.
     """
 
     square: Tensor
