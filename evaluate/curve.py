@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
 from collections.abc import Callable, Sequence
@@ -87,7 +88,9 @@ def _line(rows: Sequence[_Row], key: str, x: Callable[[float], float], y: Callab
 @command()
 def main(arguments: Sequence[str]) -> int:
     """Render each CSV; return 0, or 2 for a file that is none."""
-    for name in arguments:
+    parser = argparse.ArgumentParser(prog="python -m evaluate.curve", description="Draw the course of trainings.")
+    parser.add_argument("names", nargs="+", metavar="CSV", help="what a training wrote beside its record")
+    for name in parser.parse_args(arguments).names:
         path = Path(name)
         write_text(path.with_suffix(".svg"), curve(read(path), path.stem))
         print(f"wrote {path.with_suffix('.svg')}")

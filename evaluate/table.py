@@ -24,6 +24,7 @@ from evaluate.front import front_path, fronts
 from evaluate.headline import headline
 from evaluate.rows import card_path, order, rows
 from evaluate.speeds import speeds
+from zoo.artifact import files
 from zoo.console import command, entry
 from zoo.errors import ArtifactError
 from zoo.results import FLOATS, Record, read_records, write_text
@@ -149,6 +150,8 @@ def put_between(text: str, block: str, where: str) -> str:
 def render(root: Path) -> dict[Path, str]:
     """Return what every generated file of the checkout at ``root`` should hold; nothing is written."""
     records = read_records(root / "results")
+    for record in records:
+        _require_same(record, root / "results" / record.checkpoint)
     readme = root / "README.md"
     try:
         text = readme.read_text(encoding="utf-8")
@@ -163,6 +166,18 @@ def render(root: Path) -> dict[Path, str]:
         **ablations_pages(root / "recipes", root / "results"),
         **_curves(root / "results"),
     }
+
+
+def _require_same(record: Record, folder: Path) -> None:
+    """Raise ArtifactError for a record of other weights than those that lie where its row leads."""
+    manifest = folder / files.MANIFEST
+    if not manifest.is_file():
+        return
+    listed = files.parse(manifest, manifest)
+    entry = listed.get("files", {}).get("model.safetensors", {}) if isinstance(listed, dict) else {}
+    if entry.get("sha256") != record.artifact_sha256:
+        raise ArtifactError(f"{record.file}: is the record of {record.artifact_sha256[:12]}, the checkpoint beside it "
+                            "is another; run the recipe again, or remove the record")  # fmt: skip
 
 
 def _speeds(folder: Path) -> dict[Path, str]:

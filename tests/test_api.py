@@ -129,8 +129,42 @@ def test_what_quantize_cannot_use_is_refused() -> None:
         zoo.quantize(net, RECIPE | {"teacher": {"name": "x"}}, pictures)
     with pytest.raises(DataError, match="make them equal"):
         zoo.quantize(net, RECIPE, pictures, preprocess=MADE | {"size": [SIZE, SIZE + 1]})
-    with pytest.raises(DataError, match="preprocess"):
-        zoo.quantize(net, RECIPE, pictures, preprocess={"means": [0.0]})
+    for given, message in (
+        ({"means": [0.0]}, "preprocess: field 'means' is unknown; did you mean 'mean'"),
+        ({"mean": 0.5, "std": [1.0]}, r"preprocess\.mean: must be a list of numbers, got 0\.5"),
+        (
+            {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+            r"makes values of -2\.118 to 1136",
+        ),
+    ):
+        with pytest.raises(DataError, match=message):
+            zoo.quantize(net, RECIPE, pictures, preprocess=given)
+    with pytest.raises(DataError, match=r"preprocess: makes values of -2 to 2.*the loader gives .* in pixels"):
+        zoo.quantize(net, RECIPE, [images(16) * 50 + 120], preprocess={"mean": [127.5] * 3, "std": [63.75] * 3})
+    with pytest.raises(DataError, match="calibration: must be a loader of batches, got NoneType"):
+        zoo.quantize(net, RECIPE, None)  # type: ignore[arg-type]
+    with pytest.raises(GraphError, match=r"must be a torch\.nn\.Module, got function"):
+        zoo.quantize(lambda x: x, RECIPE, pictures)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="resnet8_qat_w8a8: trains with labels"):
+        zoo.quantize(net, "resnet8_qat_w8a8", [images(1024)])
+    with pytest.raises(RecipeError, match="resnet8_float: trains a float network"):
+        zoo.quantize(net, "resnet8_float", pictures)
+    with pytest.raises(RecipeError, match=r"quant 'w4a44' is unknown.*did you mean 'w4a4'"):
+        zoo.quantize(net, RECIPE | {"quant": "w4a44"}, pictures)
+
+
+def test_formats_by_name_and_preprocessing_of_another_network(network: Network) -> None:
+    made = zoo.quantize(small_resnet(), RECIPE | {"quant": "w4a8"}, [images(64)], preprocess=network.preprocess)
+    assert made.preprocess == network.preprocess
+    assert {n.weight.bits for n in made.program.nodes if n.weight is not None} == {4, 8}
+
+
+def test_what_is_no_image_is_refused_and_integers_have_no_gradient(network: Network) -> None:
+    for x, kind in ((np.zeros((1, 3, SIZE, SIZE)), "ndarray"), (torch.zeros(1, 3, SIZE, SIZE).byte(), r"torch\.uint8")):
+        with pytest.raises(DataError, match=rf"the input must be a tensor of floats, got {kind}; use \.preprocess"):
+            network(x)
+    x = images(2).requires_grad_()
+    assert torch.equal(network(x), network(x.detach())) and not network(x).requires_grad
 
 
 def test_unknown_names_are_answered_with_near_ones() -> None:

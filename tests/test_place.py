@@ -7,6 +7,7 @@ import multiprocessing
 import multiprocessing.synchronize
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ import pytest
 from tests.test_run import ROOT, SMALL, command
 from zoo import pipeline
 from zoo.compose import compose
-from zoo.errors import ArtifactError, RecipeError
+from zoo.data import DataConfig, load_split
+from zoo.errors import ArtifactError, RecipeError, ZooError
 from zoo.place import held, require_own
-from zoo.recipe import content_hash
+from zoo.recipe import Recipe, content_hash
+from zoo.resolve import build
 from zoo.results import Git
 
 
@@ -62,6 +65,90 @@ def test_a_changed_recipe_does_not_replace_what_the_recipe_made(tmp_path: Path) 
     # what an older recipe of this name made, the recipe of today may replace
     kept.write_text(json.dumps({"recipe_sha256": "0" * 64}))
     require_own(plain, tmp_path)
+
+
+@pytest.mark.parametrize(("seed", "file"), [(0, "fashion-tflite.json"), (3, "fashion-tflite-seed3.json")])
+def test_a_record_counts_without_its_checkpoint(tmp_path: Path, seed: int, file: str) -> None:
+    plain = compose(["recipe=resnet8_fashion_w4a4", f"seed={seed}"])
+    record = tmp_path / "resnet8_fashion_w4a4" / file
+    record.parent.mkdir()
+    sha256 = plain["model"]["weights"]["sources"][0]["sha256"]
+    record.write_text(json.dumps({"recipe_sha256": content_hash(plain), "parent": {"sha256": sha256}}))
+    require_own(plain, tmp_path)
+    with pytest.raises(RecipeError, match=rf"changed recipe, and would replace .*{file}; add output=DIR or name=NAME"):
+        require_own(plain | {"test_limit": 100}, tmp_path)
+    # a record of another seed is another file
+    require_own(plain | {"test_limit": 100, "seed": 7}, tmp_path)
+
+
+def test_other_float_weights_do_not_replace_what_those_of_the_recipe_gave(tmp_path: Path) -> None:
+    plain = compose(["recipe=resnet8_fashion_w4a4"])
+    sha256 = plain["model"]["weights"]["sources"][0]["sha256"]
+    kept = tmp_path / "resnet8_fashion_w4a4" / "checkpoint" / "metrics.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(json.dumps({"recipe_sha256": content_hash(plain), "parent": {"sha256": sha256}}))
+    require_own(plain, tmp_path)
+    mine = compose(["recipe=resnet8_fashion_w4a4", f"model.weights.sources.0.sha256={'1' * 64}"])
+    assert content_hash(mine) == content_hash(plain)
+    with pytest.raises(RecipeError, match=r"with other float weights, and would replace .*checkpoint; add output=DIR"):
+        require_own(mine, tmp_path)
+    # the recipe of today may name other weights than the one that was recorded
+    kept.write_text(json.dumps({"recipe_sha256": content_hash(plain), "parent": {"sha256": "2" * 64}}))
+    require_own(plain, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "weights"}, "'weights' is a folder that holds other results"),
+        ({"threads": 100_000}, r"threads must be in 1\.\.1024"),
+        ({"seed": 10**15}, r"seed in 0\.\.4294967295"),
+        ({"images": 0}, "images: must be positive, got 0"),
+    ],
+)
+def test_fields_that_no_run_can_have_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.parse(compose(["recipe=resnet8_fashion_w4a4"]) | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"description": "costs ${5 a piece"}, "recipe: cannot be written as YAML"),
+        ({"data": {"name": "f", "reader": "fake", "args": {"size": 28, "channels": 1, "n": 2**40}}}, "more than 4,294"),
+        ({"data": {"name": "f", "reader": "image_folder", "args": {"root": 5}}}, r"data\.args\.root: must be a text"),
+    ],
+)
+def test_what_would_end_a_run_late_ends_it_at_once(
+    change: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "execute", lambda *_: pytest.fail("a step was taken"))
+    with pytest.raises(ZooError, match=message):
+        pipeline.run(compose(SMALL) | change, output=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_name_of_a_data_set_that_no_file_can_have_is_refused_before_any_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = replace(load_split(build(DataConfig, compose(SMALL)["data"], "data"), "test", 50), name="my/pictures")
+    monkeypatch.setattr(pipeline, "load_split", lambda *_: split)
+    monkeypatch.setattr(pipeline, "execute", lambda *_: pytest.fail("a step was taken"))
+    with pytest.raises(RecipeError, match="data: 'my/pictures' cannot be part of a record's file name"):
+        pipeline.run(compose(SMALL), output=tmp_path)
+
+
+def test_a_run_that_ends_while_it_is_measured_leaves_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        assert (tmp_path / "resnet8_fashion_w4a4" / "unverified" / "manifest.json").is_file()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "predict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(compose(SMALL), output=tmp_path)
+    assert not (tmp_path / "resnet8_fashion_w4a4").exists()
 
 
 def test_changed_float_weights_do_not_replace_those_that_other_recipes_start_from() -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from zoo.artifact.checkpoint import Network
+    from zoo.preprocess import Preprocess
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "list_checkpoints", "list_recipes", "load", "quantize"]
@@ -48,12 +49,13 @@ def load(name_or_path: str | Path, integer: bool = False) -> Network:
 
 def quantize(
     model: nn.Module, recipe: str | dict[str, Any], calibration_loader: Iterable[Any], *,
-    preprocess: Mapping[str, Any] | None = None, labels: Sequence[str] = (),
+    preprocess: Mapping[str, Any] | Preprocess | None = None, labels: Sequence[str] = (),
 ) -> Network:  # fmt: skip
     """Quantize your own float network with a recipe's formats and steps, and return the integer network.
 
-    ``recipe`` is a shipped recipe's name or a mapping with ``quant`` and ``steps``; ``calibration_loader`` yields
-    preprocessed float batches ``[N, C, H, W]`` of training images, alone or as the first of a tuple. The result's
+    ``recipe`` is the name of a shipped recipe without the step train, or a mapping with ``steps`` and ``quant``, a name
+    of ``recipes/quant`` or its fields; ``calibration_loader`` yields preprocessed float batches ``[N, C, H, W]`` of
+    training images, alone or as the first of a tuple. The result's
     ``.save(folder)`` writes a checkpoint that ``load`` reads; it keeps ``labels``, one text a class, and
     ``preprocess``, what your loader did: ``mean`` and ``std`` a channel in pixels of 0..255 (0 and 1 when not given),
     ``resize`` and ``interpolation`` (``zoo.preprocess.Preprocess``). Raises GraphError for an operation without a

@@ -39,6 +39,8 @@ class Images:
     @classmethod
     def from_loader(cls, loader: Iterable[Any]) -> Images:
         """Collect a user's loader of ``[N, C, H, W]`` float batches, alone or as the first of a tuple."""
+        if not isinstance(loader, Iterable):
+            raise DataError(f"calibration: must be a loader of batches, got {type(loader).__name__}")
         batches = [b[0] if isinstance(b, tuple | list) else b for b in loader]
         if not batches:
             raise DataError("calibration: the loader is empty; give at least one batch of images")

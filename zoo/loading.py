@@ -16,7 +16,7 @@ from zoo.artifact.card import render_unmeasured
 from zoo.artifact.checkpoint import Network
 from zoo.artifact.codec import encode
 from zoo.context import Images
-from zoo.errors import ArtifactError, DataError, RecipeError, suggest
+from zoo.errors import ArtifactError, DataError, GraphError, RecipeError, suggest
 from zoo.hub import index
 from zoo.hub.fetch import pull
 from zoo.hub.names import is_address
@@ -26,6 +26,9 @@ from zoo.preprocess import Preprocess
 from zoo.recipe import Recipe, Step, content_hash, ends_in_float
 from zoo.recipe_file import read_recipe
 from zoo.steps.calibrate import MINIMUM
+
+_LEAST_SHARE = 0.02  # of the range that preprocessing can reach, which a loader's images reach at least
+_BEYOND = 4  # of that range: no normalised noise lies so far off, values of another unit do
 
 
 def load_network(name_or_path: str | Path, *, integer: bool) -> Network:
@@ -52,22 +55,36 @@ def _published(name: str) -> Path:
 
 def quantize_network(
     model: nn.Module, recipe: str | dict[str, Any], calibration_loader: Iterable[Any], *,
-    preprocess: Mapping[str, Any] | None, labels: Sequence[str],
+    preprocess: Mapping[str, Any] | Preprocess | None, labels: Sequence[str],
 ) -> Network:  # fmt: skip
     """Run a recipe's steps on a user's network; see ``zoo.quantize``."""
     from zoo import __version__
-    from zoo.compose import compose, names
+    from zoo.compose import check_names, compose, names
     from zoo.pipeline import execute, quantization_config, require_integers, yaml_text
 
+    if not isinstance(model, nn.Module):
+        raise GraphError(f"zoo.quantize: the network must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(recipe, str):
         if recipe not in names():
             raise RecipeError(f"recipe {recipe!r} is unknown{suggest(recipe, names())}")
         fields = compose([f"recipe={recipe}"])
     else:
         fields = {"name": "custom", "model": {}, "data": {}} | dict(recipe)
+        if isinstance(fields.get("quant"), str):
+            check_names("quant", fields["quant"])
+            fields["quant"] = read_recipe(recipes_dir() / "quant" / f"{fields['quant']}.yaml")
+    if ends_in_float(fields):
+        raise RecipeError(f"{fields['name']}: trains a float network; take a recipe that ends in integerize")
     images = Images.from_loader(calibration_loader)
     parsed = _fit(Recipe.parse(fields), len(images))
     require_integers(parsed)
+    if any(step.name == "train" for step in parsed.steps):
+        raise RecipeError(
+            f"{parsed.name}: trains with labels, which zoo.quantize does not take; choose a recipe without the step "
+            "train, or write one for your network (docs/write_a_recipe.md)"
+        )
+    kept = {k: v for k, v in fields.items() if k not in ("model", "data")}
+    text = yaml_text(kept)
     if parsed.teacher is not None and not parsed.model.get("preprocess"):
         raise RecipeError(
             "zoo.quantize: a recipe with a teacher needs the model that the teacher is of; leave teacher out"
@@ -75,6 +92,8 @@ def quantize_network(
     if not all(isinstance(label, str) for label in labels):
         raise DataError("labels: must be texts, one for each class")
     made = _preprocess(preprocess, tuple(images.at(slice(0, 1)).shape[1:]))
+    if preprocess is not None:
+        _require_range(made, images)
     modes = {module: module.training for module in model.modules()}
     try:
         graph, program, semantics, _ = execute(parsed, model, images, {})
@@ -84,7 +103,6 @@ def quantize_network(
     count = classes(program)
     if labels and len(labels) != count:
         raise DataError(f"labels: got {len(labels)}, the network gives {count} classes; name each or none")
-    kept = {k: v for k, v in fields.items() if k not in ("model", "data")}
     config = {
         "name": "custom", "architecture": type(model).__name__, "license": "unknown", "semantics": semantics,
         "num_classes": count, "labels": list(labels), "preprocess": made.to_dict(),
@@ -100,10 +118,11 @@ def quantize_network(
         images=len(images),
         preprocess=preprocess is not None,
     )
-    return Network(graph, program, config, card, yaml_text(kept))
+    return Network(graph, program, config, card, text)
 
 
-def _preprocess(fields: Mapping[str, Any] | None, shape: tuple[int, ...]) -> Preprocess:
+def _preprocess(fields: Mapping[str, Any] | Preprocess | None, shape: tuple[int, ...]) -> Preprocess:
+    fields = fields.to_dict() if isinstance(fields, Preprocess) else fields
     channels, height, width = shape
     if channels not in (1, 3):
         raise DataError(f"calibration: a picture has 1 or 3 channels, the loader gives {channels}")
@@ -114,6 +133,20 @@ def _preprocess(fields: Mapping[str, Any] | None, shape: tuple[int, ...]) -> Pre
             f"preprocess: makes {[made.channels, *made.size]}, the loader gives {list(shape)}; make them equal"
         )
     return made
+
+
+def _require_range(made: Preprocess, images: Images) -> None:
+    """Raise DataError where the loader's values cannot be what pixels of 0..255 become."""
+    x = images.at(slice(None))
+    least, most = float(x.min()), float(x.max())
+    channels = list(zip(made.mean, made.std, strict=True))
+    low, high = min(-m / s for m, s in channels), max((255.0 - m) / s for m, s in channels)
+    span = high - low
+    if most - least < _LEAST_SHARE * span or least < low - _BEYOND * span or most > high + _BEYOND * span:
+        raise DataError(
+            f"preprocess: makes values of {low:.4g} to {high:.4g}, the loader gives {least:.4g} to {most:.4g}; mean "
+            "and std are in pixels of 0..255: those for 0..1 times 255"
+        )
 
 
 def _fit(recipe: Recipe, count: int) -> Recipe:

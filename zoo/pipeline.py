@@ -41,6 +41,7 @@ from zoo.results import (
     Parent,
     Record,
     paired_interval,
+    plain,
     write_record,
     write_text,
 )
@@ -86,6 +87,9 @@ def _run(recipe: Recipe, fields: dict[str, Any], root: Path, command: str) -> Ru
     if labels and len(labels) != len(test.classes):
         raise RecipeError(f"model.labels: {model_config.labels} names {len(labels)} classes, {test.name} has "
                           f"{len(test.classes)}; name another list, or none")  # fmt: skip
+    if not plain(test.name):
+        raise RecipeError(f"data: {test.name!r} cannot be part of a record's file name; use letters, digits, _ . and -")
+    text = yaml_text(fields)
     seconds["load"] = round(time.perf_counter() - started, 2)
 
     images = Images(calibration.images, preprocess, calibration.labels)
@@ -93,36 +97,37 @@ def _run(recipe: Recipe, fields: dict[str, Any], root: Path, command: str) -> Ru
     _, program, semantics, context = execute(recipe, model, images, seconds, place / ".work", git.text())
     folder = place / "checkpoint"
     config = describe(recipe, model_config, program, semantics, preprocess, source, calibration, fields)
-    text = yaml_text(fields)
     started = time.perf_counter()
     scratch = folder.with_name("unverified")
-    checkpoint.save(scratch, program, config, recipe=text, metrics={}, card="")
-    loaded = checkpoint.read(scratch)
-    scores = {
-        "float": predict(model, test, preprocess, "float"),
-        "fake": predict(loaded.network(), test, preprocess, "fake-quantized"),
-        "integer": predict(loaded.network(integer=True), test, preprocess, "integer"),
-    }
-    seconds["evaluate"] = round(time.perf_counter() - started, 2)
-    record = make_record(
-        recipe,
-        fields,
-        config,
-        scores,
-        test,
-        calibration,
-        source,
-        scratch,
-        state or model.state_dict(),
-        seconds,
-        command,
-        context.log,
-        git_since(git),
-    )
-    metrics = record.to_dict()
-    card = render_card(metrics, loaded.config)
-    checkpoint.save(folder, program, config, recipe=text, metrics=metrics, card=card)
-    remove(scratch)
+    try:
+        checkpoint.save(scratch, program, config, recipe=text, metrics={}, card="")
+        loaded = checkpoint.read(scratch)
+        scores = {
+            "float": predict(model, test, preprocess, "float"),
+            "fake": predict(loaded.network(), test, preprocess, "fake-quantized"),
+            "integer": predict(loaded.network(integer=True), test, preprocess, "integer"),
+        }
+        seconds["evaluate"] = round(time.perf_counter() - started, 2)
+        record = make_record(
+            recipe,
+            fields,
+            config,
+            scores,
+            test,
+            calibration,
+            source,
+            scratch,
+            state or model.state_dict(),
+            seconds,
+            command,
+            context.log,
+            git_since(git),
+        )
+        metrics = record.to_dict()
+        card = render_card(metrics, loaded.config)
+        checkpoint.save(folder, program, config, recipe=text, metrics=metrics, card=card)
+    finally:
+        remove(scratch)
     # the record comes last: a run that has one is never made again
     if context.curves:
         write_text((root / record.file).with_suffix(".csv"), csv_text(context.curves))
@@ -373,10 +378,15 @@ def git_since(start: Git) -> Git:
 
 
 def yaml_text(fields: dict[str, Any]) -> str:
-    """Return the resolved recipe as YAML, in its own order."""
+    """Return the resolved recipe as YAML, in its own order; RecipeError for text that is half an interpolation."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    return str(OmegaConf.to_yaml(OmegaConf.create(fields)))
+    try:
+        return str(OmegaConf.to_yaml(OmegaConf.create(fields)))
+    except OmegaConfBaseException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(f"recipe: cannot be written as YAML ({reason}); leave ${{ out of its texts") from None
 
 
 def remove(*folders: Path) -> None:

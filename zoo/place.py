@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from zoo import ranks
 from zoo.errors import ArtifactError, RecipeError
 from zoo.paths import run_place, weights_name
+
+_SEED = re.compile(r"(-seed\d+)?\.json\Z")
 
 
 @contextlib.contextmanager
@@ -51,24 +54,46 @@ def held(work: Path) -> Iterator[None]:
 
 
 def require_own(fields: dict[str, Any], root: Path) -> None:
-    """Raise RecipeError for a changed recipe whose result would replace one that is recorded below ``root``.
+    """Raise RecipeError for a run whose result would replace that of another recipe or of other float weights.
 
-    The recipe itself may always be run again, with any seed.
+    What is recorded below ``root`` counts, whether or not its checkpoint is there. The recipe itself, with the weights
+    that it names, may always be run again, with any seed.
     """
     from zoo.compose import compose, names
-    from zoo.recipe import content_hash, ends_in_float
-    from zoo.results import FLOATS
+    from zoo.recipe import content_hash, ends_in_float, named_weights
 
     name, seed = str(fields["name"]), int(fields.get("seed", 0))
-    weights = root / FLOATS / f"{weights_name(name, seed)}.json"
-    trains_float = ends_in_float(fields)
-    kept = weights if trains_float else root / run_place(name, seed) / "checkpoint"
-    try:
-        notes = json.loads((kept if trains_float else kept / "metrics.json").read_text(encoding="utf-8"))
-        recorded = notes["recipe_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
     mine = content_hash(fields)
-    if recorded == mine or (name in names() and mine == content_hash(compose([f"recipe={name}", f"seed={seed}"]))):
-        return
-    raise RecipeError(f"{name}: this is a changed recipe, and would replace {kept}; add output=DIR or name=NAME")
+    for kept in _kept(root, name, seed, ends_in_float(fields)):
+        try:
+            notes = json.loads(kept.read_text(encoding="utf-8"))
+            recorded, parent = notes["recipe_sha256"], notes.get("parent", {}).get("sha256")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if recorded == mine and (parent is None or named_weights(fields.get("model"), str(parent))):
+            continue
+        if name in names():
+            itself = compose([f"recipe={name}", f"seed={seed}"])
+            if mine == content_hash(itself) and _weights(fields) == _weights(itself):
+                continue
+        what = "with other float weights" if recorded == mine else "a changed recipe"
+        place = kept.parent if kept.name == "metrics.json" else kept
+        raise RecipeError(f"{name}: this is {what}, and would replace {place}; add output=DIR or name=NAME")
+
+
+def _kept(root: Path, name: str, seed: int, trains_float: bool) -> list[Path]:
+    """Return what tells of an earlier run of that name and seed: of the checkpoint first, then of each data set."""
+    from zoo.results import FLOATS
+
+    if trains_float:
+        return [root / FLOATS / f"{weights_name(name, seed)}.json"]
+    ending = f"-seed{seed}.json" if seed else ".json"
+    records = [
+        path for path in sorted((root / name).glob("*-*.json")) if _SEED.sub("", path.name) + ending == path.name
+    ]
+    return [root / run_place(name, seed) / "checkpoint" / "metrics.json", *records]
+
+
+def _weights(fields: dict[str, Any]) -> list[Any]:
+    models = (fields.get("model"), fields.get("teacher"))
+    return [model.get("weights") if isinstance(model, dict) else None for model in models]

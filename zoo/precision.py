@@ -34,5 +34,6 @@ def advice(recipe: Recipe, position: int) -> str:
     changes = " ".join(f"++{field}=false" for field in found.values())
     return (
         f"{recipe.name}: this processor only imitates bfloat16, which the recipe computes in, and takes many times as "
-        f"long. In float32 it is fast here but makes another network than the recorded one: {changes} output=DIR"
+        f"long. With bf16: false in the steps it is fast here, but makes another network than the recorded one. On the "
+        f"command line: {changes} output=DIR"
     )

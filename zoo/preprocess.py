@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import DataError
+from zoo.errors import DataError, suggest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +38,9 @@ class Preprocess:
             raise DataError("preprocess: mean and std need one value per channel, 1 or 3 channels")
         if not all(math.isfinite(m) for m in self.mean) or not all(math.isfinite(s) and s > 0 for s in self.std):
             raise DataError("preprocess: mean must be finite, std finite and positive")
+        whole = [n for n in (*self.size, self.resize) if n is not None]
+        if not all(isinstance(n, int) and not isinstance(n, bool) for n in whole):
+            raise DataError("preprocess: size and resize must be whole numbers of pixels")
         if len(self.size) != 2 or min(self.size) < 1 or (self.resize is not None and self.resize < 1):
             raise DataError("preprocess: size must be two positive numbers, resize one or null")
 
@@ -52,6 +56,12 @@ class Preprocess:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Preprocess:
         """Build from plain JSON values; an unknown or missing field raises DataError."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name, value in fields.items():
+            if name not in known:
+                raise DataError(f"preprocess: field {name!r} is unknown{suggest(str(name), known)}")
+            if name in ("size", "mean", "std") and not isinstance(value, list | tuple):
+                raise DataError(f"preprocess.{name}: must be a list of numbers, got {value!r}")
         try:
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
             return cls(**values)

@@ -11,8 +11,11 @@ from typing import Any, Literal
 from zoo.errors import RecipeError
 from zoo.quant.spec import QuantConfig, check_ends
 from zoo.resolve import build, class_name, load
+from zoo.results import FLOATS
 
 _NAME = re.compile(r"\w[\w.-]{0,199}\Z", re.ASCII)
+_TAKEN = (FLOATS, "ablations", "accuracy_vs_size")  # folders of the results that hold no recipe's
+_MOST_THREADS, _MOST_SEED = 1024, 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,14 @@ class Recipe:
             raise RecipeError(
                 f"{where}.name: {recipe.name[:100]!r} cannot name a folder; use letters, digits, _ . and -"
             )
-        if recipe.threads < 1 or recipe.seed < 0 or (recipe.images is not None and recipe.images < 1):
-            raise RecipeError(f"{where}: threads and images must be positive, seed must not be negative")
+        if recipe.name in _TAKEN:
+            raise RecipeError(
+                f"{where}.name: {recipe.name!r} is a folder that holds other results; choose another name"
+            )
+        if not 1 <= recipe.threads <= _MOST_THREADS or not 0 <= recipe.seed <= _MOST_SEED:
+            raise RecipeError(f"{where}: threads must be in 1..{_MOST_THREADS}, seed in 0..{_MOST_SEED}")
+        if recipe.images is not None and recipe.images < 1:
+            raise RecipeError(f"{where}.images: must be positive, got {recipe.images}")
         return recipe
 
 

@@ -132,7 +132,7 @@ class Record:
         if self.macs < 0 or self.activation_bytes < 0:
             raise ValueError("macs and activation_bytes must not be negative")
         for part in (self.recipe, self.data.name, self.semantics):
-            if not part or "/" in part or part.startswith("."):
+            if not plain(part):
                 raise ValueError(f"{part!r} cannot be part of a file name")
 
     @property
@@ -159,6 +159,11 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, ``format_version`` included."""
         return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+
+
+def plain(part: str) -> bool:
+    """Tell whether the name of a recipe or a data set can be part of a record's file name."""
+    return bool(part) and "/" not in part and not part.startswith(".")
 
 
 def write_record(record: Record, root: Path) -> Path:

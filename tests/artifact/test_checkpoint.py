@@ -206,7 +206,7 @@ CONFIGS: dict[str, tuple[Callable[[Any], object], str]] = {
     "preprocess type": (lambda c: c.update(preprocess=3), "preprocess must be a mapping"),
     "preprocess field": (lambda c: c["preprocess"].update(code="x"), "preprocess.*code"),
     "preprocess size": (lambda c: c["preprocess"].update(size=[16, 17]), "preprocess makes"),
-    "preprocess float size": (lambda c: c["preprocess"].update(size=[16.0, 16.0]), "integers"),
+    "preprocess float size": (lambda c: c["preprocess"].update(size=[16.0, 16.0]), "whole numbers"),
     "endless mean": (lambda c: c["preprocess"].update(mean=[10**400] * 3), "preprocess"),
     "huge resize": (lambda c: c["preprocess"].update(resize=10**9), "integers"),
     "keyword": (lambda c: _rename(c, "fc", "class"), "dotted identifier"),

@@ -112,6 +112,13 @@ def test_an_unreadable_file_is_refused(name: str, network: Network, open_folder:
     assert name in str(error.value)
 
 
+def test_saving_keeps_a_readme_of_ones_own(network: Network, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("my notes")
+    assert "no manifest.json says that it is a checkpoint's" in refusal(network, tmp_path / "mine")
+    assert (tmp_path / "mine" / "README.md").read_text() == "my notes"
+
+
 def test_saving_never_deletes_what_is_no_checkpoint(network: Network, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     (photos / "deep").mkdir(parents=True)

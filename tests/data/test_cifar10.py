@@ -36,7 +36,8 @@ def binary(images: np.ndarray, labels: np.ndarray) -> bytes:
 @pytest.fixture
 def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Return a function that publishes an archive of some members at a local address, and has no mirror."""
-    monkeypatch.setenv("ZOO_MIRROR", str(tmp_path / "no mirror"))
+    (tmp_path / "empty mirror").mkdir()
+    monkeypatch.setenv("ZOO_MIRROR", str(tmp_path / "empty mirror"))
 
     def publish(members: dict[str, bytes]) -> Path:
         path = tmp_path / "cifar-10-binary.tar.gz"
@@ -102,8 +103,15 @@ def test_archive_of_something_else_is_refused(
         cifar10.read("test")
 
 
+def test_a_mirror_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ZOO_MIRROR", str(tmp_path / "absent"))
+    with pytest.raises(DataError, match=r"ZOO_MIRROR: .*absent' is no folder"):
+        mirror("data/cifar10")
+
+
 def test_no_archive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ZOO_MIRROR", str(tmp_path / "no mirror"))
+    (tmp_path / "empty mirror").mkdir()
+    monkeypatch.setenv("ZOO_MIRROR", str(tmp_path / "empty mirror"))
     monkeypatch.setattr(cifar10, "URL", (tmp_path / "absent.tar.gz").as_uri())
     with pytest.raises(DataError, match=r"absent\.tar\.gz: no download \(.*\); go online, or set ZOO_MIRROR"):
         cifar10.read("test")

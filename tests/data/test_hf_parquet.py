@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ def png(value: int, mode: str = "RGB", side: int = 8) -> bytes:
     out = io.BytesIO()
     Image.new(mode, (side, side), value if mode == "L" else (value, 0, 0)).save(out, "PNG")
     return out.getvalue()
+
+
+def bmp(value: int) -> dict[str, Any]:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), (value, 0, 0)).save(out, "BMP")
+    return {"bytes": out.getvalue(), "path": "x.bmp"}
 
 
 def write(path: Path, labels: Sequence[Any], first: int = 0, plain: bool = False, **changes: Any) -> Path:
@@ -54,6 +61,15 @@ def folder(tmp_path: Path) -> Path:
 
 def read(role: Any, folder: Path, train: str = TRAIN, test: str = TEST, **args: Any) -> Split:
     return hf_parquet.read(role, train, test, folder=str(folder), **args)
+
+
+def test_files_of_one_name_size_and_date_in_two_folders_are_two(tmp_path: Path) -> None:
+    for part, first in (("train", 10), ("test", 20)):
+        path = write(tmp_path / part / "0000.parquet", [0, 1], first, pictures={i: bmp(first + i) for i in range(2)})
+        os.utime(path, ns=(0, 0))
+    assert len({p.stat().st_size for p in tmp_path.glob("*/0000.parquet")}) == 1
+    split = {part: read(part, tmp_path, "train/*.parquet", "test/*.parquet") for part in ("train", "test")}
+    assert (colours(split["train"]), colours(split["test"])) == ([10, 11], [20, 21])
 
 
 def colours(split: Split) -> list[int]:

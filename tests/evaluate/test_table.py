@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -234,6 +235,19 @@ def test_training_shows_in_the_mark() -> None:
     root = ET.fromstring(front("shapes", records))
     shapes = {name: [mark_text(m) for m in root.iter(f"{SVG}{name}") if mark_text(m)] for name in ("rect", "circle")}
     assert shapes["rect"] == ["W8A8"] and sorted(shapes["circle"]) == ["W4A8", "float"]
+
+
+def test_a_record_of_other_weights_than_its_checkpoints_is_found(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = make_record()
+    write_record(record, checkout / "results")
+    manifest = checkout / "results" / record.checkpoint / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    for sha256, other in ((record.artifact_sha256, False), ("9" * 64, True)):
+        manifest.write_text(json.dumps({"format_version": 1, "files": {"model.safetensors": {"sha256": sha256}}}))
+        main(["--root", str(checkout), "--check"])
+        assert ("the checkpoint beside it is another; run the recipe again" in capsys.readouterr().err) == other
 
 
 def test_every_recorded_checkpoint_is_in_git_or_said_to_be_left_out() -> None:

@@ -93,6 +93,13 @@ def test_a_file_missing_in_the_tree_is_named(user: User, server: Server, small: 
     assert nothing(user, "org/hole")
 
 
+def test_a_manifest_of_too_many_bytes_is_refused(user: User, server: Server) -> None:
+    entries = {n: {"sha256": "0" * 64, "size": 2**30} for n in ("model.safetensors", "config.json")}
+    server.put("org/huge", manifest__json=json.dumps({"format_version": 1, "files": entries}).encode())
+    assert "lists files of more than 1024 MiB in all" in user.run(PULL, "org/huge").line
+    assert nothing(user, "org/huge")
+
+
 @pytest.mark.parametrize("name", ["../outside", "/etc/x", "a\\b", "C:x", "", ".", "a//b"])
 def test_a_manifest_names_no_file_elsewhere(name: str, user: User, server: Server) -> None:
     entries = {n: {"sha256": "0" * 64, "size": 1} for n in ("model.safetensors", "config.json", name)}

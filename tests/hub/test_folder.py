@@ -86,6 +86,37 @@ def test_of_two_commits_on_one_parent_one_wins(tmp_path: Path) -> None:
     assert not list((tmp_path / "share").rglob(".new.*"))
 
 
+def test_a_link_planted_on_a_share_takes_no_file_of_the_publishers(tmp_path: Path) -> None:
+    hub, source, secret = Folder(tmp_path / "share"), tmp_path / "file", tmp_path / "secret"
+    source.write_text("1")
+    secret.write_text("mine")
+    hub.create("org/net", private=False)
+    first = hub.commit("org/net", {"a": source}, [], "", "one")
+    (hub.download("org/net", first, "a").parent / "notes").symlink_to(secret)
+    with pytest.raises(HubError, match="notes: is no plain file; remove it from the share"):
+        hub.commit("org/net", {"b": source}, [], first, "two")
+    assert not [
+        p for p in (tmp_path / "share").rglob("*") if p.is_file() and not p.is_symlink() and "mine" in p.read_text()
+    ]
+
+
+def test_a_wrong_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_HUB", "/share")
+    with pytest.raises(HubError, match="ZOO_HUB: '/share' is no folder; write file:///FOLDER"):
+        is_address("org/n")
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_file_of_another_size_is_not_read(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, source = Folder(tmp_path / "share"), tmp_path / "file"
+    source.write_text("abc")
+    hub.create("org/net", private=False)
+    commit = hub.commit("org/net", {"a": source}, [], "", "one")
+    monkeypatch.setattr(files, "sha256", lambda path: pytest.fail("it was hashed"))
+    with pytest.raises(HubError, match="a: sha256 is of 3 bytes, expected"):
+        fetch.fetch_file(hub, "org/net", commit, "a", File("0" * 64, size))
+
+
 def test_a_share_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "share").write_text("a file")
     with pytest.raises(HubError, match="cannot be used"):

@@ -44,7 +44,10 @@ class Network(nn.Module):
         self.labels: tuple[str, ...] = tuple(config["labels"])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits; an image of another size than the checkpoint's raises DataError."""
+        """Return the logits; an image of another type or size than the checkpoint's raises DataError."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise DataError(f"{self.config['name']}: the input must be a tensor of floats, got {kind}; use .preprocess")
         if tuple(x.shape[1:]) != self.program.input_shape:
             wanted = ", ".join(map(str, self.program.input_shape))
             raise DataError(

@@ -101,6 +101,10 @@ def _refuse_others(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.relative_to(folder).as_posix() not in known and not (path.is_dir() and not path.is_symlink()):
             raise ArtifactError(f"{path}: is no part of a checkpoint and would be lost; choose another folder")
+    other = next(folder.iterdir(), None)
+    if other is not None and not (folder / MANIFEST).is_file():
+        raise ArtifactError(f"{other}: would be lost, and no {MANIFEST} says that it is a checkpoint's; choose another "
+                            "folder")  # fmt: skip
 
 
 def verify(folder: Path) -> dict[str, str]:

@@ -24,8 +24,15 @@ _FILTERS = ("nearest", "bilinear", "bicubic")
 
 
 def mirror(relative: str) -> Path | None:
-    """Return a folder or file of ``$ZOO_MIRROR``, else of ``../shared`` beside a checkout; None if it is not there."""
+    """Return a folder or file of ``$ZOO_MIRROR``, else of ``../shared`` beside a checkout; None if it is not there.
+
+    Raises DataError where ``$ZOO_MIRROR`` is no folder: other images than the ones meant would be taken.
+    """
     named = os.environ.get("ZOO_MIRROR")
+    if named and not Path(named).is_dir():
+        raise DataError(
+            f"ZOO_MIRROR: {named!r} is no folder; set it to one, or leave it out for the official downloads"
+        )
     root = Path(named) if named else Path(__file__).resolve().parents[3] / "shared"
     path = root / relative
     return path if path.exists() else None
@@ -136,8 +143,8 @@ def parquet_count(files: Sequence[Path]) -> int:
 
 
 def stamp(files: Sequence[Path]) -> list[list[Any]]:
-    """Return name, size and modification time of files: what a cache entry was made from."""
-    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    """Return path, size and modification time of files: what a cache entry was made from."""
+    return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
 
 
 def _parquet(path: Path, columns: list[str]) -> Any:

@@ -11,6 +11,7 @@ from zoo.data._split import Split, fingerprint
 from zoo.errors import DataError
 
 _CELLS = 4
+_MOST = 2**32  # bytes: beyond CIFAR-10 and the ImageNet subsets by far
 
 
 def read(role: Role, size: int = 32, channels: int = 3, classes: int = 10, n: int = 512, seed: int = 0) -> Split:
@@ -27,6 +28,10 @@ def read(role: Role, size: int = 32, channels: int = 3, classes: int = 10, n: in
         raise DataError(f"data.args.channels: must be 1 or 3, got {channels!r}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise DataError(f"data.args.seed: must be a whole number of 0 or more, got {seed!r}")
+    if n * size * size * channels > _MOST:
+        raise DataError(
+            f"data.args: {n} images of {size} x {size} have more than {_MOST:,} bytes; make fewer or smaller ones"
+        )
     part = "test" if role == "test" else "train"
     patterns = _bytes([seed, 0], (classes, _CELLS, _CELLS, channels))
     noise = _bytes([seed, 1 if part == "train" else 2], (n, size, size, channels))

@@ -44,6 +44,9 @@ def read(
     folder, different classes in the two parts, too few pictures, or a picture that cannot be read.
     """
     channels = check_picture(size, mode, interpolation)
+    for where, text in (("root", root), ("train", train), ("test", test), ("name", name)):
+        if not isinstance(text, str) or not text:
+            raise DataError(f"data.args.{where}: must be a text, got {text!r}")
     base = expand(root, "data.args.root")
     parts = {"train": base / train, "test": base / test}
     part = "test" if role == "test" else "train"

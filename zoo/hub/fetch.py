@@ -211,7 +211,10 @@ def manifest_files(path: Path, where: str) -> dict[str, File]:
     listed = value.get("files") if isinstance(value, dict) and value.get("format_version") == 1 else None
     if not isinstance(listed, dict) or not 0 < len(listed) <= 64:
         raise HubError(f"{label}: is of an unknown format version; upgrade the package")
-    return {name: _file(name, fields, label) for name, fields in listed.items()}
+    found = {name: _file(name, fields, label) for name, fields in listed.items()}
+    if sum(file.size for file in found.values()) > LIMIT:
+        raise HubError(f"{label}: lists files of more than {LIMIT >> 20} MiB in all; do not use this checkpoint")
+    return found
 
 
 def _file(name: str, fields: Any, label: str) -> File:
@@ -229,19 +232,22 @@ def _file(name: str, fields: Any, label: str) -> File:
 def fetch_file(hub: Hub, repo: str, commit: str, name: str, file: File, cache: Path | None = None) -> Path:
     """Return a file of the client's cache whose sha256 is right; a wrong one is dropped and fetched once more."""
     path = hub.download(repo, commit, name, cache=cache)
-    found = _sha256(path)
+    found = _sha256(path, file.size)
     if found == file.sha256:
         return path
     path = hub.download(repo, commit, name, again=True, cache=cache)
-    found = _sha256(path)
+    found = _sha256(path, file.size)
     if found != file.sha256:
         raise Altered(f"{repo}@{commit[:12]}: {name}: sha256 is {found[:12]}, expected {file.sha256[:12]}, twice; the "
                        "file was altered: tell its publisher")  # fmt: skip
     return path
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, size: int) -> str:
+    """Return the sha256 of a file of this size; what it has instead for another, unread."""
     try:
+        if (there := path.stat().st_size) != size:
+            return f"of {there} bytes"
         return files.sha256(path)
     except OSError as error:
         raise HubError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None

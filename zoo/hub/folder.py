@@ -81,7 +81,14 @@ class Folder:
 
         def fill(folder: Path) -> None:
             if parent:
-                shutil.copytree(versions[parent] / "files", folder / "files")
+                old = versions[parent] / "files"
+                # whoever can write to the share could name any file of the publisher's
+                link = next(
+                    (p for p in sorted(old.rglob("*")) if p.is_symlink() or not (p.is_file() or p.is_dir())), None
+                )
+                if link is not None:
+                    raise HubError(f"{link}: is no plain file; remove it from the share, a checkpoint holds none")
+                shutil.copytree(old, folder / "files", symlinks=True)
             for name in delete:
                 (folder / "files" / name).unlink(missing_ok=True)
             for name, path in add.items():

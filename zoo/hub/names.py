@@ -32,7 +32,8 @@ def is_commit(revision: str) -> bool:
 
 
 def is_address(text: str) -> bool:
-    """Tell whether a text has the form of a published checkpoint's address."""
+    """Tell whether a text has the form of a published checkpoint's address; HubError for a wrong ``$ZOO_HUB``."""
+    _hub()
     try:
         parse(text)
     except HubError:
@@ -50,12 +51,16 @@ def parse(text: str) -> Address:
         repo = f"{org}/{name}"
     else:
         repo = place
-        root = folder_of(os.environ["ZOO_HUB"], "ZOO_HUB") if os.environ.get("ZOO_HUB") else None
+        root = _hub()
     if len(repo) > 96 or not _REPO.match(repo) or repo.endswith(".git") or "--" in repo or ".." in repo:
         raise HubError(f"{text!r}: is no checkpoint's address; write org/name, org/name@v1 or file:///FOLDER/org/name")
     if "@" in text and not _REVISION.match(revision):
         raise HubError(f"{text!r}: {revision!r} is no version; write a tag, a branch or a commit after the @")
     return Address(repo, revision or "main", root)
+
+
+def _hub() -> Path | None:
+    return folder_of(os.environ["ZOO_HUB"], "ZOO_HUB") if os.environ.get("ZOO_HUB") else None
 
 
 def folder_of(url: str, where: str) -> Path:

@@ -25,8 +25,8 @@ class IntInput(nn.Module):
         self.inverse, self.low, self.high = 1.0 / torch.tensor(out.scale), out.low, out.high
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return codes of ``[N, C, H, W]``."""
-        return torch.round(x * self.inverse).clamp_(self.low, self.high)
+        """Return codes of ``[N, C, H, W]``; they have no gradient."""
+        return torch.round(x.detach() * self.inverse).clamp_(self.low, self.high)
 
 
 class IntLayer(nn.Module):
