@@ -24,7 +24,7 @@ from zoo.integer.shapes import classes
 from zoo.paths import local_checkpoint, recipes_dir
 from zoo.preprocess import Preprocess
 from zoo.recipe import Recipe, Step, content_hash, ends_in_float
-from zoo.recipe_file import read_recipe
+from zoo.recipe_file import read_recipe, yaml_text
 from zoo.steps.calibrate import MINIMUM
 
 _LEAST_SHARE = 0.02  # of the range that preprocessing can reach, which a loader's images reach at least
@@ -60,7 +60,7 @@ def quantize_network(
     """Run a recipe's steps on a user's network; see ``zoo.quantize``."""
     from zoo import __version__
     from zoo.compose import check_names, compose, names
-    from zoo.pipeline import execute, quantization_config, require_integers, yaml_text
+    from zoo.pipeline import execute, quantization_config, require_integers
 
     if not isinstance(model, nn.Module):
         raise GraphError(f"zoo.quantize: the network must be a torch.nn.Module, got {type(model).__name__}")

@@ -32,6 +32,7 @@ from zoo.precision import advice
 from zoo.preprocess import Preprocess
 from zoo.progress import bar
 from zoo.recipe import Recipe, content_hash, ends_in_float, make_step
+from zoo.recipe_file import yaml_text
 from zoo.resolve import build
 from zoo.results import (
     Calibration,
@@ -109,20 +110,9 @@ def _run(recipe: Recipe, fields: dict[str, Any], root: Path, command: str) -> Ru
         }
         seconds["evaluate"] = round(time.perf_counter() - started, 2)
         record = make_record(
-            recipe,
-            fields,
-            config,
-            scores,
-            test,
-            calibration,
-            source,
-            scratch,
-            state or model.state_dict(),
-            seconds,
-            command,
-            context.log,
-            git_since(git),
-        )
+            recipe, fields, config, scores, test, calibration, source, scratch, state or model.state_dict(), seconds,
+            command, context.log, git_since(git),
+        )  # fmt: skip
         metrics = record.to_dict()
         card = render_card(metrics, loaded.config)
         checkpoint.save(folder, program, config, recipe=text, metrics=metrics, card=card)
@@ -375,18 +365,6 @@ def git_state() -> Git:
 def git_since(start: Git) -> Git:
     """Return the state of the code at the start of a run, as changed where it is another one now."""
     return start if git_state() == start else Git(start.commit, True)
-
-
-def yaml_text(fields: dict[str, Any]) -> str:
-    """Return the resolved recipe as YAML, in its own order; RecipeError for text that is half an interpolation."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return str(OmegaConf.to_yaml(OmegaConf.create(fields)))
-    except OmegaConfBaseException as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RecipeError(f"recipe: cannot be written as YAML ({reason}); leave ${{ out of its texts") from None
 
 
 def remove(*folders: Path) -> None:

@@ -70,3 +70,15 @@ def _refuse_twins(node: Any, where: str) -> None:
                 raise RecipeError(f"{where}: line {line}: the key {key.value[:60]!r} occurs twice")
             seen.add(key.value)
             _refuse_twins(value, where)
+
+
+def yaml_text(fields: dict[str, Any]) -> str:
+    """Return the resolved recipe as YAML, in its own order; RecipeError for text that is half an interpolation."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return str(OmegaConf.to_yaml(OmegaConf.create(fields)))
+    except OmegaConfBaseException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(f"recipe: cannot be written as YAML ({reason}); leave ${{ out of its texts") from None

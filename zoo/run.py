@@ -44,7 +44,8 @@ def main(arguments: list[str]) -> int:
         return 0
     fields, own = resolve(arguments)
     if _flag("check", own.get("check", "false")):
-        from zoo.pipeline import dry, yaml_text
+        from zoo.pipeline import dry
+        from zoo.recipe_file import yaml_text
 
         dry(fields)
         print(yaml_text(fields), end="")
