@@ -74,6 +74,24 @@ def test_a_check_finds_what_no_file_of_ours_takes(group: str, changes: dict[str,
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["recip=resnet8_fashion_w4a4"],
+            r"^recip: no such field; did you mean 'recipe'\? .*; a field .* by \+recip=VALUE$",
+        ),
+        ([SMALL[0], "quant.act.bit=5"], r"^quant\.act\.bit: no such field; did you mean 'bits'\? \(known: bits, "),
+        ([SMALL[0], "steps.3.calibrate.imges=5"], r"^steps\.3\.calibrate\.imges: no such field; did you mean 'images'"),
+        ([SMALL[0], "steps.9.calibrate.images=5"], r"^steps\.9\.calibrate\.images: no such field|^recipe: "),
+    ],
+)
+def test_a_field_that_is_not_there_is_answered_with_a_near_one(words: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        compose(words)
+    assert "\n" not in str(caught.value)
+
+
 def test_steps_that_end_in_no_integers_are_refused_before_any_work() -> None:
     fields = compose(["recipe=resnet8_fashion_w4a4"])
     fields["steps"] = fields["steps"][:-1]

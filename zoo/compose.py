@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from typing import Any
 
 from zoo.errors import RecipeError, suggest
 from zoo.paths import recipes_dir
+
+_UNKNOWN = re.compile(r"Could not override '([^']+)'")
 
 
 def names(group: str = "recipe") -> list[str]:
@@ -41,8 +44,31 @@ def compose(overrides: list[str]) -> dict[str, Any]:
         fields = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         first = " ".join(str(error).split())
+        unknown = _UNKNOWN.match(first)
+        if unknown:
+            key = unknown[1]
+            near = suggest(key.rpartition(".")[2], _beside(key, overrides))
+            raise RecipeError(
+                f"{key}: no such field{near}; a field that the recipe's files leave out is added by +{key}=VALUE"
+            ) from None
         cause = error.__cause__
         detail = f" ({' '.join(str(cause).split())[:160]})" if cause else ""
         raise RecipeError(f"recipe: {first[:200]}{detail}") from None
     assert isinstance(fields, dict)
     return {str(k): v for k, v in fields.items()}
+
+
+def _beside(key: str, overrides: list[str]) -> list[str]:
+    """Return the fields that could have been meant by one that is not there."""
+    from zoo.recipe import Recipe
+
+    *parents, _ = key.split(".")
+    if not parents:
+        return ["recipe", *Recipe.__dataclass_fields__]
+    try:
+        found: Any = compose([o for o in overrides if o.partition("=")[0] != key])
+        for parent in parents:
+            found = found[int(parent) if isinstance(found, list) else parent]
+    except (RecipeError, LookupError, TypeError, ValueError):
+        return []
+    return [str(name) for name in found] if isinstance(found, dict) else []
