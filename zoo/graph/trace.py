@@ -171,8 +171,8 @@ class _Normalizer:
     def _get(self, node: Any) -> fx.Node:
         if not isinstance(node, fx.Node) or node not in self.value:
             raise GraphError(
-                f"{getattr(node, 'name', node)}: slices, indices, sizes and constants have no quantized form; replace "
-                "what computes it"
+                f"{_inside(node)}{getattr(node, 'name', node)}: slices, indices, sizes and constants have no quantized "
+                "form; replace what computes it"
             )
         if node in self.pads:
             raise GraphError(f"{node.name}: zero padding that no convolution follows cannot be quantized")
@@ -317,10 +317,8 @@ class _Normalizer:
             self._alias(node, args[0] if args else node.kwargs["input"])
         else:
             label = getattr(target, "__name__", str(target))
-            where = node.meta.get("nn_module_stack") or {}
-            inside = next(reversed(list(where)), "") if where else ""
             raise GraphError(
-                f"{inside or 'network'}: operation {label!r} (node {name}) has no quantized form{_known()}; "
+                f"{_inside(node) or 'network: '}operation {label!r} (node {name}) has no quantized form{_known()}; "
                 "replace it before quantizing"
             )
         return None
@@ -362,6 +360,12 @@ def _arguments(node: fx.Node, *names: str) -> dict[str, Any]:
     if len(node.args) > len(names) or names[0] not in given:
         raise GraphError(f"{node.name}: a call with {len(node.args)} arguments has no quantized form")
     return given
+
+
+def _inside(node: Any) -> str:
+    """Return the module in which a node was traced, with a colon; empty for the network itself."""
+    stack = list((node.meta.get("nn_module_stack") or {}) if isinstance(node, fx.Node) else {})
+    return f"{stack[-1]}: " if stack and stack[-1] else ""
 
 
 def _shape(node: Any) -> list[int]:
