@@ -90,7 +90,9 @@ def test_other_float_weights_do_not_replace_what_those_of_the_recipe_gave(tmp_pa
     require_own(plain, tmp_path)
     mine = compose(["recipe=resnet8_fashion_w4a4", f"model.weights.sources.0.sha256={'1' * 64}"])
     assert content_hash(mine) == content_hash(plain)
-    with pytest.raises(RecipeError, match=r"with other float weights, and would replace .*checkpoint; add output=DIR"):
+    with pytest.raises(
+        RecipeError, match=r"this run starts from other float weights, and would replace .*checkpoint; add output=DIR"
+    ):
         require_own(mine, tmp_path)
     # the recipe of today may name other weights than the one that was recorded
     kept.write_text(json.dumps({"recipe_sha256": content_hash(plain), "parent": {"sha256": "2" * 64}}))

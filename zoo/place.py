@@ -76,9 +76,9 @@ def require_own(fields: dict[str, Any], root: Path) -> None:
             itself = compose([f"recipe={name}", f"seed={seed}"])
             if mine == content_hash(itself) and _weights(fields) == _weights(itself):
                 continue
-        what = "with other float weights" if recorded == mine else "a changed recipe"
+        what = "run starts from other float weights" if recorded == mine else "is a changed recipe"
         place = kept.parent if kept.name == "metrics.json" else kept
-        raise RecipeError(f"{name}: this is {what}, and would replace {place}; add output=DIR or name=NAME")
+        raise RecipeError(f"{name}: this {what}, and would replace {place}; add output=DIR or name=NAME")
 
 
 def _kept(root: Path, name: str, seed: int, trains_float: bool) -> list[Path]:
