@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import zoo
 from tests.compiler import needs_compiler
 from tests.integer import by_the_book
+from zoo.integer.program import Node, Program
 from zoo.integer.semantics._fixed_point import DoubleRounding, quantize_multiplier
 from zoo.native.library import compiler
 from zoo.paths import results_dir
@@ -69,6 +70,22 @@ def requantized(library: ctypes.CDLL, acc: torch.Tensor, factors: list[float], w
 def pointer(x: torch.Tensor) -> ctypes.c_void_p:
     assert x.dtype == torch.int64 and x.is_contiguous()
     return ctypes.c_void_p(x.data_ptr())
+
+
+def summed(
+    library: ctypes.CDLL, program: Program, node: Node, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """Return what the C gives for the sums of a convolution or linear layer over centred codes ``x``."""
+    assert node.out is not None
+    if node.op == "linear":
+        acc = F.linear(x.double(), weight, bias)
+    else:
+        attrs = node.attrs
+        padded = F.pad(x.double(), tuple(attrs["pad"]))
+        acc = F.conv2d(padded, weight, bias, tuple(attrs["stride"]), 0, tuple(attrs["dilation"]), attrs["groups"])
+    source, out = program.format_of(node.inputs[0]), node.out
+    scales = program.tensors[f"{node.name}.weight_scale"].double().tolist()
+    return requantized(library, acc.long(), [source.scale * s / out.scale for s in scales], out.bits > 8)
 
 
 def added(library: ctypes.CDLL, a: torch.Tensor, b: torch.Tensor, scales: tuple[float, float, float]) -> torch.Tensor:
@@ -153,16 +170,7 @@ def test_every_node_of_a_shipped_network_to_the_code(library: ctypes.CDLL, name:
         else:
             weight, bias = (program.tensors[f"{node.name}.{part}"].double() for part in ("weight", "bias"))
             assert f"{node.name}.weight_zero_point" not in program.tensors
-            if node.op == "linear":
-                acc = F.linear(x[0].double(), weight, bias)
-            else:
-                attrs = node.attrs
-                stride, dilation = tuple(attrs["stride"]), tuple(attrs["dilation"])
-                padded = F.pad(x[0].double(), tuple(attrs["pad"]))
-                acc = F.conv2d(padded, weight, bias, stride, 0, dilation, attrs["groups"])
-            scales = program.tensors[f"{node.name}.weight_scale"].double().tolist()
-            factors = [sources[0].scale * s / out.scale for s in scales]
-            steps = requantized(library, acc.long(), factors, out.bits > 8)
+            steps = summed(library, program, node, x[0], weight, bias)
         low = max(out.qmin - out.zero_point, 0) if node.attrs.get("act") == "relu" else out.qmin - out.zero_point
         assert torch.equal(steps.clamp(low, out.qmax - out.zero_point), codes[node.name]), node.name
 
@@ -191,7 +199,6 @@ def test_a_layer_of_a_shipped_network_to_the_code(library: ctypes.CDLL, name: st
     folder = results_dir() / name / "checkpoint"
     net = zoo.load(folder, integer=True)
     program, node = net.program, net.program.node(layer)
-    source = program.format_of(node.inputs[0])
     assert node.weight is not None and node.weight.bits == bits and node.out is not None
 
     seen: dict[str, Any] = {}
@@ -216,13 +223,9 @@ def test_a_layer_of_a_shipped_network_to_the_code(library: ctypes.CDLL, name: st
         rows.append(list(codes))
     weight = torch.tensor(rows).reshape(shape)
 
-    attrs = node.attrs
-    x = F.pad(seen["x"].double(), tuple(attrs["pad"]))
-    acc = F.conv2d(x, weight.double(), None, tuple(attrs["stride"]), 0, tuple(attrs["dilation"]), attrs["groups"])
-    acc += program.tensors[f"{layer}.bias"].double().reshape(1, -1, 1, 1)
-    scales = program.tensors[f"{layer}.weight_scale"].double().tolist()
-    steps = requantized(library, acc.long(), [source.scale * s / node.out.scale for s in scales])
+    bias = program.tensors[f"{layer}.bias"].double()
+    steps = summed(library, program, node, seen["x"], weight.double(), bias)
     out = node.out
-    low = max(out.qmin, out.zero_point) if attrs.get("act") == "relu" else out.qmin
+    low = max(out.qmin, out.zero_point) if node.attrs.get("act") == "relu" else out.qmin
     codes = (out.zero_point + steps).clamp(low, out.qmax)
     assert torch.equal(codes - out.zero_point, seen["y"].long()) and len(codes.unique()) > 2

@@ -57,7 +57,7 @@ def check_preprocess(config: dict[str, Any], where: str) -> None:
         text = str(error)
         raise ArtifactError(f"{where}: {text if text.startswith('preprocess') else f'preprocess: {text}'}; "
                             "fetch the checkpoint again") from None  # fmt: skip
-    if any(type(size) is not int or size > _MAX_SIDE for size in sizes):
+    if any(size > _MAX_SIDE for size in sizes):
         raise ArtifactError(f"{where}: preprocess: sizes must be integers up to {_MAX_SIDE}, got {sizes}")
     if [made.channels, *made.size] != config["input_shape"]:
         raise ArtifactError(
