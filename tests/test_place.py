@@ -6,9 +6,11 @@ import json
 import multiprocessing
 import multiprocessing.synchronize
 import os
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,10 +19,11 @@ from zoo import pipeline
 from zoo.compose import compose
 from zoo.data import DataConfig, load_split
 from zoo.errors import ArtifactError, RecipeError, ZooError
-from zoo.place import held, require_own
+from zoo.paths import results_dir
+from zoo.place import Earlier, held, require_own
 from zoo.recipe import Recipe, content_hash
 from zoo.resolve import build
-from zoo.results import Git
+from zoo.results import Git, read_records, write_record
 
 
 def _hold(work: str, holds: multiprocessing.synchronize.Event, done: multiprocessing.synchronize.Event) -> None:
@@ -51,19 +54,26 @@ def test_snapshots_of_another_run_stay(tmp_path: Path) -> None:
     assert (tmp_path / ".work" / "3-train-abc").is_dir()
 
 
+def told(fields: dict[str, Any], **other: object) -> str:
+    """Return what the record of a run of this recipe, without a teacher, tells of what it was made of."""
+    start = {"sha256": fields["model"]["weights"]["sources"][0]["sha256"]}
+    kept = {"recipe_sha256": content_hash(fields), "parent": start, "notes": [], "seed": fields["seed"], "top1": 50.0}
+    return json.dumps(kept | other)
+
+
 def test_a_changed_recipe_does_not_replace_what_the_recipe_made(tmp_path: Path) -> None:
     plain = compose(["recipe=resnet8_fashion_w4a4"])
     changed = compose(["recipe=resnet8_fashion_w4a4", "quant.act.bits=6"])
     require_own(changed, tmp_path)  # nothing is there yet
     kept = tmp_path / "resnet8_fashion_w4a4" / "checkpoint" / "metrics.json"
     kept.parent.mkdir(parents=True)
-    kept.write_text(json.dumps({"recipe_sha256": content_hash(plain)}))
+    kept.write_text(told(plain))
     with pytest.raises(RecipeError, match=r"would replace .*checkpoint; add output=DIR or name=NAME"):
         require_own(changed, tmp_path)
     for fields in (plain, changed | {"name": "six"}, changed | {"seed": 1}):
         require_own(fields, tmp_path)
     # what an older recipe of this name made, the recipe of today may replace
-    kept.write_text(json.dumps({"recipe_sha256": "0" * 64}))
+    kept.write_text(told(plain, recipe_sha256="0" * 64))
     require_own(plain, tmp_path)
 
 
@@ -72,8 +82,7 @@ def test_a_record_counts_without_its_checkpoint(tmp_path: Path, seed: int, file:
     plain = compose(["recipe=resnet8_fashion_w4a4", f"seed={seed}"])
     record = tmp_path / "resnet8_fashion_w4a4" / file
     record.parent.mkdir()
-    sha256 = plain["model"]["weights"]["sources"][0]["sha256"]
-    record.write_text(json.dumps({"recipe_sha256": content_hash(plain), "parent": {"sha256": sha256}}))
+    record.write_text(told(plain))
     require_own(plain, tmp_path)
     with pytest.raises(RecipeError, match=rf"changed recipe, and would replace .*{file}; add output=DIR or name=NAME"):
         require_own(plain | {"test_limit": 100}, tmp_path)
@@ -83,20 +92,40 @@ def test_a_record_counts_without_its_checkpoint(tmp_path: Path, seed: int, file:
 
 def test_other_float_weights_do_not_replace_what_those_of_the_recipe_gave(tmp_path: Path) -> None:
     plain = compose(["recipe=resnet8_fashion_w4a4"])
-    sha256 = plain["model"]["weights"]["sources"][0]["sha256"]
     kept = tmp_path / "resnet8_fashion_w4a4" / "checkpoint" / "metrics.json"
     kept.parent.mkdir(parents=True)
-    kept.write_text(json.dumps({"recipe_sha256": content_hash(plain), "parent": {"sha256": sha256}}))
+    kept.write_text(told(plain))
     require_own(plain, tmp_path)
     mine = compose(["recipe=resnet8_fashion_w4a4", f"model.weights.sources.0.sha256={'1' * 64}"])
     assert content_hash(mine) == content_hash(plain)
     with pytest.raises(
-        RecipeError, match=r"this run starts from other float weights, and would replace .*checkpoint; add output=DIR"
+        RecipeError, match=r"this run takes other float weights, and would replace .*checkpoint; add output=DIR"
     ):
         require_own(mine, tmp_path)
     # the recipe of today may name other weights than the one that was recorded
-    kept.write_text(json.dumps({"recipe_sha256": content_hash(plain), "parent": {"sha256": "2" * 64}}))
+    kept.write_text(told(plain, parent={"sha256": "2" * 64}))
     require_own(plain, tmp_path)
+
+
+def test_another_teacher_does_not_replace_what_that_of_the_recipe_gave(tmp_path: Path) -> None:
+    shipped = next(r for r in read_records(results_dir()) if r.recipe == "resnet8_qat_w4a4" and r.seed == 0)
+    write_record(shipped, tmp_path)
+    require_own(compose(["recipe=resnet8_qat_w4a4"]), tmp_path)
+    mine = compose(["recipe=resnet8_qat_w4a4", f"teacher.weights.sources.0.sha256={'1' * 64}"])
+    with pytest.raises(RecipeError, match=r"this run takes other float weights, and would replace .*-tflite\.json"):
+        require_own(mine, tmp_path)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_float_training_from_a_changed_recipe_does_not_replace_the_recipes_own(tmp_path: Path, seed: int) -> None:
+    name = f"resnet8_float{f'-seed{seed}' if seed else ''}.json"
+    (tmp_path / "weights").mkdir()
+    shutil.copy(results_dir() / "weights" / name, tmp_path / "weights" / name)
+    plain = compose(["recipe=resnet8_float", f"seed={seed}"])
+    require_own(plain, tmp_path)
+    with pytest.raises(RecipeError, match=rf"changed recipe, and would replace .*{name}; add output=DIR or name=NAME"):
+        require_own(plain | {"images": 256}, tmp_path)
+    assert Earlier.read(tmp_path / "weights" / name).is_of(plain)
 
 
 @pytest.mark.parametrize(

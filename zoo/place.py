@@ -5,16 +5,48 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoo import ranks
 from zoo.errors import ArtifactError, RecipeError
 from zoo.paths import run_place, weights_name
 
-_SEED = re.compile(r"(-seed\d+)?\.json\Z")
+
+class Earlier(NamedTuple):
+    """What came of an earlier run, and the sha256 of what it was made of: recipe, float weights, the teacher's weights.
+
+    ``teacher`` is empty where there was none, as ``weights`` is for a network that started from random ones.
+    """
+
+    recipe: str
+    weights: str
+    teacher: str
+    seed: int
+    top1: float
+
+    @classmethod
+    def read(cls, path: Path) -> Earlier:
+        """Read a record, the metrics of a checkpoint or the notes beside float weights.
+
+        OSError, ValueError, KeyError, TypeError or AttributeError for a file that is none of them.
+        """
+        from zoo.results import teacher_sha256
+
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if "log" in kept:
+            weights, teacher = kept["start"]["sha256"], kept["log"].get("teacher", {}).get("sha256", "")
+        else:
+            weights, teacher = kept["parent"]["sha256"], teacher_sha256(kept["notes"])
+        return cls(kept["recipe_sha256"], weights, teacher, kept["seed"], float(kept["top1"]))
+
+    def is_of(self, fields: dict[str, Any]) -> bool:
+        """Tell whether a run of this resolved recipe, seed included, would be made of the same."""
+        from zoo.recipe import content_hash, named_weights
+
+        taken = ((fields["model"], self.weights), (fields.get("teacher"), self.teacher))
+        return self.recipe == content_hash(fields) and all(named_weights(model, sha256) for model, sha256 in taken)
 
 
 @contextlib.contextmanager
@@ -56,42 +88,37 @@ def held(work: Path) -> Iterator[None]:
 def require_own(fields: dict[str, Any], root: Path) -> None:
     """Raise RecipeError for a run whose result would replace that of another recipe or of other float weights.
 
-    What is recorded below ``root`` counts, whether or not its checkpoint is there. The recipe itself, with the weights
-    that it names, may always be run again, with any seed.
+    What is recorded below ``root`` counts, whether or not its checkpoint is there; the teacher's weights count as the
+    network's own do. The recipe itself, with the weights that it names, may always be run again, with any seed.
     """
     from zoo.compose import compose, names
-    from zoo.recipe import content_hash, ends_in_float, named_weights
+    from zoo.recipe import content_hash, ends_in_float
 
     name, seed = str(fields["name"]), int(fields.get("seed", 0))
     mine = content_hash(fields)
     for kept in _kept(root, name, seed, ends_in_float(fields)):
         try:
-            notes = json.loads(kept.read_text(encoding="utf-8"))
-            recorded, parent = notes["recipe_sha256"], notes.get("parent", {}).get("sha256")
+            earlier = Earlier.read(kept)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-        if recorded == mine and (parent is None or named_weights(fields.get("model"), str(parent))):
+        if earlier.seed != seed or earlier.is_of(fields):
             continue
         if name in names():
             itself = compose([f"recipe={name}", f"seed={seed}"])
             if mine == content_hash(itself) and _weights(fields) == _weights(itself):
                 continue
-        what = "run starts from other float weights" if recorded == mine else "is a changed recipe"
+        what = "run takes other float weights" if earlier.recipe == mine else "is a changed recipe"
         place = kept.parent if kept.name == "metrics.json" else kept
         raise RecipeError(f"{name}: this {what}, and would replace {place}; add output=DIR or name=NAME")
 
 
 def _kept(root: Path, name: str, seed: int, trains_float: bool) -> list[Path]:
-    """Return what tells of an earlier run of that name and seed: of the checkpoint first, then of each data set."""
+    """Return what may tell of an earlier run of that name and seed: of the checkpoint first, then every record."""
     from zoo.results import FLOATS
 
     if trains_float:
         return [root / FLOATS / f"{weights_name(name, seed)}.json"]
-    ending = f"-seed{seed}.json" if seed else ".json"
-    records = [
-        path for path in sorted((root / name).glob("*-*.json")) if _SEED.sub("", path.name) + ending == path.name
-    ]
-    return [root / run_place(name, seed) / "checkpoint" / "metrics.json", *records]
+    return [root / run_place(name, seed) / "checkpoint" / "metrics.json", *sorted((root / name).glob("*-*.json"))]
 
 
 def _weights(fields: dict[str, Any]) -> list[Any]:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,12 +153,17 @@ class Record:
     @property
     def teacher_sha256(self) -> str:
         """The sha256 of the teacher's weights; empty without a teacher."""
-        found = next((text for key, _, text in (n.partition(": ") for n in self.notes) if key == "teacher"), "{}")
-        return str(json.loads(found).get("sha256", ""))
+        return teacher_sha256(self.notes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, ``format_version`` included."""
         return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+
+
+def teacher_sha256(notes: Iterable[str]) -> str:
+    """Return the sha256 of the teacher's weights that a record's notes name; empty where they name none."""
+    found = next((text for key, _, text in (n.partition(": ") for n in notes) if key == "teacher"), "{}")
+    return str(json.loads(found).get("sha256", ""))
 
 
 def plain(part: str) -> bool:

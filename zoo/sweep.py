@@ -103,18 +103,11 @@ def attempt(fields: dict[str, Any], overrides: list[str], root: Path) -> dict[st
 
 def recorded(fields: dict[str, Any], root: Path) -> float | None:
     """Return the accuracy of this very recipe, seed and float weights where it is recorded, else None."""
-    from zoo.recipe import content_hash, named_weights
+    from zoo.place import Earlier
     from zoo.results import FLOATS, read_records
 
-    wanted = content_hash(fields)
-    found = [(r.recipe_sha256, r.parent.sha256, r.teacher_sha256, r.top1) for r in read_records(root)]
-    for notes in (json.loads(p.read_text(encoding="utf-8")) for p in sorted((root / FLOATS).glob("*.json"))):
-        teacher = notes["log"].get("teacher", {}).get("sha256", "")
-        found.append((notes["recipe_sha256"], notes["start"]["sha256"], teacher, float(notes["top1"])))
-    return next((
-        top1 for recipe, parent, teacher, top1 in found
-        if recipe == wanted and named_weights(fields["model"], parent) and named_weights(fields.get("teacher"), teacher)
-    ), None)  # fmt: skip
+    files = [root / record.file for record in read_records(root)] + sorted((root / FLOATS).glob("*.json"))
+    return next((e.top1 for e in map(Earlier.read, files) if e.is_of(fields)), None)
 
 
 def report(folder: Path, count: int) -> int:

@@ -113,7 +113,7 @@ def test_a_file_of_another_size_is_not_read(tmp_path: Path, size: int, monkeypat
     hub.create("org/net", private=False)
     commit = hub.commit("org/net", {"a": source}, [], "", "one")
     monkeypatch.setattr(files, "sha256", lambda path: pytest.fail("it was hashed"))
-    with pytest.raises(HubError, match="a: sha256 is of 3 bytes, expected"):
+    with pytest.raises(HubError, match=f"a: has 3 bytes, expected {size}, twice"):
         fetch.fetch_file(hub, "org/net", commit, "a", File("0" * 64, size))
 
 

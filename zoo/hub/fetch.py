@@ -232,25 +232,23 @@ def _file(name: str, fields: Any, label: str) -> File:
 def fetch_file(hub: Hub, repo: str, commit: str, name: str, file: File, cache: Path | None = None) -> Path:
     """Return a file of the client's cache whose sha256 is right; a wrong one is dropped and fetched once more."""
     path = hub.download(repo, commit, name, cache=cache)
-    found = _sha256(path, file.size)
-    if found == file.sha256:
+    if not _difference(path, file):
         return path
     path = hub.download(repo, commit, name, again=True, cache=cache)
-    found = _sha256(path, file.size)
-    if found != file.sha256:
-        raise Altered(f"{repo}@{commit[:12]}: {name}: sha256 is {found[:12]}, expected {file.sha256[:12]}, twice; the "
-                       "file was altered: tell its publisher")  # fmt: skip
+    if different := _difference(path, file):
+        raise Altered(f"{repo}@{commit[:12]}: {name}: {different}, twice; the file was altered: tell its publisher")
     return path
 
 
-def _sha256(path: Path, size: int) -> str:
-    """Return the sha256 of a file of this size; what it has instead for another, unread."""
+def _difference(path: Path, file: File) -> str:
+    """Return what is not as expected, empty for the file itself; one of another size is not read."""
     try:
-        if (there := path.stat().st_size) != size:
-            return f"of {there} bytes"
-        return files.sha256(path)
+        if (there := path.stat().st_size) != file.size:
+            return f"has {there} bytes, expected {file.size}"
+        found = files.sha256(path)
     except OSError as error:
         raise HubError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
+    return "" if found == file.sha256 else f"sha256 is {found[:12]}, expected {file.sha256[:12]}"
 
 
 def check_published(hub: Hub, repo: str, commit: str, wanted: Mapping[str, File]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
 from zoo.native.kernels import Kernels
@@ -10,14 +12,20 @@ from zoo.quant.quantizer import Quantizer, RangeLearner
 from zoo.resolve import class_name, load
 
 
+def learner(name: str) -> Any:
+    """Return the class of file ``name`` of ``zoo/quant/learned``."""
+    return getattr(load("zoo.quant.learned", name, "train.quantizer"), class_name(name))
+
+
 def attach(net: fx.GraphModule, name: str, relative: bool, kernels: Kernels | None = None) -> list[RangeLearner]:
     """Give every quantizer of a calibrated Q-graph a learner of file ``name`` and return them.
 
     ``kernels`` compute in place of PyTorch's operations, on a CPU.
 
-    The image's own quantizer stays as calibrated: its range is known. So does a power-of-two scale, but under tqt.
+    The image's own quantizer stays as calibrated: its range is known. So does a power-of-two scale, unless the learner
+    takes any scale.
     """
-    kind = getattr(load("zoo.quant.learned", name, "train.quantizer"), class_name(name))
+    kind = learner(name)
     learners: list[RangeLearner] = []
     for node in net.modules():
         if not isinstance(node, QNode) or isinstance(node, QInput):
@@ -26,7 +34,7 @@ def attach(net: fx.GraphModule, name: str, relative: bool, kernels: Kernels | No
         if isinstance(node, QWeighted):
             pairs.append((node.weight_quantizer, True))
         for quantizer, weight in pairs:
-            if quantizer.fmt.scale == "float" or name == "tqt":
+            if quantizer.fmt.scale == "float" or kind.any_scale:
                 quantizer.learner = kind.make(quantizer, weight=weight, relative=relative)
                 quantizer.learner.kernels = kernels
                 learners.append(quantizer.learner)

@@ -22,6 +22,8 @@ class RangeLearner(nn.Module):
     """What a file of ``zoo/quant/learned`` offers: quantizes in a quantizer's place while its range is learned."""
 
     decay: float = 0.0  # weight decay of its parameters
+    freezes: bool = True  # whether a weight may be frozen at an integer: not where the scale follows from the weights
+    any_scale: bool = False  # whether it learns powers of two as well, which others leave as calibrated
     kernels: Kernels | None = None  # what computes on a CPU in place of PyTorch's operations
 
     def forward(self, x: Tensor, quantizer: Quantizer, sign: Tensor | None = None) -> Tensor:

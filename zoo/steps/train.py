@@ -15,7 +15,7 @@ from zoo.context import Context
 from zoo.errors import GraphError, RecipeError
 from zoo.graph.fold import clone, fold_batchnorm
 from zoo.native.kernels import kernels
-from zoo.quant.attach import attach, settle
+from zoo.quant.attach import attach, learner, settle
 from zoo.quant.layers import QNode
 from zoo.resolve import names
 from zoo.steps._walk import require_ranges, require_zero_level
@@ -112,9 +112,9 @@ class Train:
             raise ValueError("compile and native exclude each other: the one is for a GPU, the other for a CPU")
         if self.freeze is not None and (self.standardize or self.sparsify is not None):
             raise ValueError("freeze holds integers of the weights themselves: leave out standardize and sparsify")
-        if self.freeze is not None and self.quantizer == "pact":
-            raise ValueError("pact takes the scale from the weights, which freeze holds to that scale, and the scale "
-                             "runs away: leave out freeze, or choose another quantizer")  # fmt: skip
+        if self.freeze is not None and not learner(self.quantizer).freezes:
+            raise ValueError(f"{self.quantizer} takes the scale from the weights, which freeze holds to that scale, "
+                             "and the scale runs away: leave out freeze, or choose another quantizer")  # fmt: skip
 
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the trained graph in eval mode.

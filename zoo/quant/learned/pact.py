@@ -18,6 +18,7 @@ class Pact(Learner):
     """
 
     rounding = False
+    freezes = False
     decay = 1e-3
 
     @classmethod

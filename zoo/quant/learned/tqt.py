@@ -21,6 +21,7 @@ class Tqt(Learner):
     ``2^(bits - 1)`` in place of qmax, and its largest code may lie below t); a float one takes t as it is.
     """
 
+    any_scale = True
     square: Tensor
     count: Tensor
     reach: Tensor
