@@ -17,7 +17,7 @@ usage: python -m zoo.publish NAME repo=org/name [option=value ...]
   NAME            a checkpoint's name or folder, or a recipe, which is run first
   repo=ADDRESS    org/name on the Hugging Face Hub, or file:///FOLDER/org/name
   tag=v2          the version (default: the next free one); versions never move
-  dry_run=true    do everything but write
+  dry_run=true    do everything but write; needs no token
   private=true    make a new repository private
   timm=true       add timm/: the weights multiplied out to float, which timm loads
   sign=key.pem    add a signature by this private key (PEM); needs the extra sign

@@ -100,6 +100,12 @@ def test_a_dry_run_sends_nothing(user: User, server: Server, small: dict[str, Pa
     assert {e["method"] for e in server.log()} == {"GET"}
 
 
+def test_a_dry_run_needs_no_token(user: User, server: Server, small: dict[str, Path]) -> None:
+    done = publish(user, small["first"], "org/dry", "dry_run=true", HF_TOKEN="")
+    assert done.rc == 0 and "nothing was sent" in done.out, done.err
+    assert "token was refused" in publish(user, small["first"], "org/dry", "dry_run=true", HF_TOKEN="hf_nobody").line
+
+
 def test_private_repositories_are_for_members(user: User, server: Server, small: dict[str, Path]) -> None:
     assert publish(user, small["first"], "org/secret", "private=true").rc == 0
     (user.home / "index.json").unlink()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zoo.errors import HubError, ZooError
-from zoo.hub.refusals import Missing, Passing, Unreachable
+from zoo.hub.refusals import Missing, Passing, Tokenless, Unreachable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STATUS = {
@@ -175,7 +175,7 @@ def explain(error: BaseException, repo: str, revision: str, name: str, label: st
         return Missing(f"{where}: has no file {name or 'of this name'!r}; it is no checkpoint of this package, choose "
                        "another")  # fmt: skip
     if "LocalTokenNotFoundError" in kinds:
-        return HubError("no token; set HF_TOKEN, or log in with: hf auth login")
+        return Tokenless("no token; set HF_TOKEN, or log in with: hf auth login")
     if "HFValidationError" in kinds:
         return HubError(f"{repo!r}: is no name of a repository; write org/name")
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -13,6 +13,10 @@ class Unreachable(HubError):
     """No answer, or none was asked for: the cache is all there is."""
 
 
+class Tokenless(HubError):
+    """The hub was not asked: what was to be done needs a token, and there is none."""
+
+
 class Passing(HubError):
     """The hub had a fault of its own (5xx), which may be over at the next try."""
 
