@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,17 @@ def test_formats_by_name_and_preprocessing_of_another_network(network: Network) 
     made = zoo.quantize(small_resnet(), RECIPE | {"quant": "w4a8"}, [images(64)], preprocess=network.preprocess)
     assert made.preprocess == network.preprocess
     assert {n.weight.bits for n in made.program.nodes if n.weight is not None} == {4, 8}
+
+
+def test_values_that_are_no_pixels_are_told_of_without_preprocess() -> None:
+    with pytest.warns(UserWarning, match=r"no preprocess is given.*0 to 255, the loader gives -\d") as told:
+        zoo.quantize(small_resnet(), RECIPE, [images(64)])
+    assert told[0].filename == __file__
+    pixels = torch.randint(0, 256, (64, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0)).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        zoo.quantize(small_resnet(), RECIPE, [pixels])
+        zoo.quantize(small_resnet(), RECIPE, [images(64)], preprocess={"mean": [127.5] * 3, "std": [63.75] * 3})
 
 
 def test_what_is_no_image_is_refused_and_integers_have_no_gradient(network: Network) -> None:

@@ -55,11 +55,12 @@ def quantize(
 
     ``recipe`` is the name of a shipped recipe without the step train, or a mapping with ``steps`` and ``quant``, a name
     of ``recipes/quant`` or its fields; ``calibration_loader`` yields preprocessed float batches ``[N, C, H, W]`` of
-    training images, alone or as the first of a tuple. The result's
-    ``.save(folder)`` writes a checkpoint that ``load`` reads; it keeps ``labels``, one text a class, and
-    ``preprocess``, what your loader did: ``mean`` and ``std`` a channel in pixels of 0..255 (0 and 1 when not given),
-    ``resize`` and ``interpolation`` (``zoo.preprocess.Preprocess``). Raises GraphError for an operation without a
-    quantized form, RecipeError for a bad recipe, DataError for too few images or ones that ``preprocess`` cannot make.
+    training images, alone or as the first of a tuple. The result's ``.save(folder)`` writes a checkpoint that
+    ``load`` reads; it keeps ``labels``, one text a class, and ``preprocess``, what your loader did: ``mean`` and
+    ``std`` a channel in pixels of 0..255 (0 and 1 when not given, with a warning where the loader's values are no such
+    pixels), ``resize`` and ``interpolation`` (``zoo.preprocess.Preprocess``). Raises GraphError for an
+    operation without a quantized form, RecipeError for a bad recipe, DataError for too few images or ones that
+    ``preprocess`` cannot make.
     """
     from zoo.loading import quantize_network
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -92,8 +93,11 @@ def quantize_network(
     if not all(isinstance(label, str) for label in labels):
         raise DataError("labels: must be texts, one for each class")
     made = _preprocess(preprocess, tuple(images.at(slice(0, 1)).shape[1:]))
-    if preprocess is not None:
-        _require_range(made, images)
+    if preprocess is None and (misfit := _misfit(made, images, beyond=0)):
+        warnings.warn(f"zoo.quantize: no preprocess is given, and the result's own {misfit}; give the mean and std of "
+                      "your loader, or preprocess pictures yourself", stacklevel=3)  # fmt: skip
+    elif preprocess is not None and (misfit := _misfit(made, images, _BEYOND)):
+        raise DataError(f"preprocess: {misfit}; mean and std are in pixels of 0..255: those for 0..1 times 255")
     modes = {module: module.training for module in model.modules()}
     try:
         graph, program, semantics, _ = execute(parsed, model, images, {})
@@ -135,18 +139,19 @@ def _preprocess(fields: Mapping[str, Any] | Preprocess | None, shape: tuple[int,
     return made
 
 
-def _require_range(made: Preprocess, images: Images) -> None:
-    """Raise DataError where the loader's values cannot be what pixels of 0..255 become."""
+def _misfit(made: Preprocess, images: Images, beyond: float) -> str:
+    """Return how the loader's values cannot be what pixels of 0..255 become, nothing where they can.
+
+    They may lie ``beyond`` times the range of those outside it.
+    """
     x = images.at(slice(None))
     least, most = float(x.min()), float(x.max())
     channels = list(zip(made.mean, made.std, strict=True))
     low, high = min(-m / s for m, s in channels), max((255.0 - m) / s for m, s in channels)
     span = high - low
-    if most - least < _LEAST_SHARE * span or least < low - _BEYOND * span or most > high + _BEYOND * span:
-        raise DataError(
-            f"preprocess: makes values of {low:.4g} to {high:.4g}, the loader gives {least:.4g} to {most:.4g}; mean "
-            "and std are in pixels of 0..255: those for 0..1 times 255"
-        )
+    if most - least < _LEAST_SHARE * span or least < low - beyond * span or most > high + beyond * span:
+        return f"makes values of {low:.4g} to {high:.4g}, the loader gives {least:.4g} to {most:.4g}"
+    return ""
 
 
 def _fit(recipe: Recipe, count: int) -> Recipe:
