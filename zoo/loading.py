@@ -93,11 +93,11 @@ def quantize_network(
     if not all(isinstance(label, str) for label in labels):
         raise DataError("labels: must be texts, one for each class")
     made = _preprocess(preprocess, tuple(images.at(slice(0, 1)).shape[1:]))
-    if preprocess is None and (misfit := _misfit(made, images, beyond=0)):
+    if misfit := _misfit(made, images, beyond=0 if preprocess is None else _BEYOND):
+        if preprocess is not None:
+            raise DataError(f"preprocess: {misfit}; mean and std are in pixels of 0..255: those for 0..1 times 255")
         warnings.warn(f"zoo.quantize: no preprocess is given, and the result's own {misfit}; give the mean and std of "
                       "your loader, or preprocess pictures yourself", stacklevel=3)  # fmt: skip
-    elif preprocess is not None and (misfit := _misfit(made, images, _BEYOND)):
-        raise DataError(f"preprocess: {misfit}; mean and std are in pixels of 0..255: those for 0..1 times 255")
     modes = {module: module.training for module in model.modules()}
     try:
         graph, program, semantics, _ = execute(parsed, model, images, {})
