@@ -20,9 +20,10 @@ Generated from the records below `results/ablations`; `python -m zoo.ablate NAME
 row changes the first row's recipe (`recipes/ablation`) as it says. Top-1 in percent is that of the integer network at
 the last epoch, on held-out training images: settings are chosen here, never on test images.
 
-Compare rows only within a section. Unless a section says otherwise, its float network and the teacher were trained on
-the held-out images too: a variant that stays closer to that network may look better because the network remembers
-these images.
+Compare rows only within a section. A row that was run on another kind of processor than the first names it: the order
+of sums is another there. Unless a section says otherwise, its float network and the teacher were trained on the
+held-out images too: a variant that stays closer to that network may look better because the network remembers these
+images.
 
 The interval is that of one accuracy (95 %, Wald) on these images, not of a difference: variants and seeds share
 images and start. Oscillating are the low-bit weights that go back and forth between integers at the end of the last
@@ -69,7 +70,7 @@ def _section(name: str, spec: Mapping[str, Any], rows: Mapping[str, Sequence[Rec
         "|---|---|---:|---:|---:|---:|",
     ]
     for variant, found in rows.items():
-        what = _difference(spec["variants"][variant] or {})
+        what = _difference(spec["variants"][variant] or {}) + _elsewhere(found, base)
         name_cell = f"**`{variant}`**, taken" if variant in spec.get("takes", ()) else f"`{variant}`"
         if not found:
             lines.append(f"| {name_cell} | {what} | not run yet | | | |")
@@ -84,6 +85,12 @@ def _section(name: str, spec: Mapping[str, Any], rows: Mapping[str, Sequence[Rec
         cells = [name_cell, what, f"{mean:.2f} ± {half:.2f}", gap, swinging, over_seeds([r.top1 for r in found])]
         lines.append(f"| {' | '.join(cells)} |")
     return head + "\n".join(lines) + f"\n\n{spec['why']}\n"
+
+
+def _elsewhere(found: Sequence[Record], base: Sequence[Record]) -> str:
+    """Name the processors of a row that are not those of the first row: they round and sum in their own order."""
+    others = {r.machine.cpu for r in found} - {r.machine.cpu for r in base}
+    return f"; run on {', '.join(sorted(others))}" if base and others else ""
 
 
 def _mean(records: Sequence[Record]) -> float:

@@ -240,6 +240,13 @@ def test_wrong_input_ends_in_one_line_and_exit_code_two(
     assert list(tmp_path.rglob("*")) == []
 
 
+def test_a_wrong_value_is_told_of_before_the_place_of_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    """A recorded recipe with another value is refused for its place, but not with a value that no place would take."""
+    for change, told in {"images=10": "would replace", "images=0": "recipe.images: must be positive"}.items():
+        assert main(["recipe=resnet8_w4a4", change]) == 2
+        assert told in capsys.readouterr().err
+
+
 def test_missing_data_says_what_to_do(tmp_path: Path) -> None:
     done = command(
         ["recipe=mnv1_w8a8", f"output={tmp_path}"], ZOO_MIRROR=str(tmp_path), ZOO_CACHE=str(tmp_path / "cache"),

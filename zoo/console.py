@@ -36,12 +36,6 @@ def command(*, interrupted: str = "") -> Callable[[Callable[P, int]], Callable[P
     return decorate
 
 
-def note(text: str) -> None:
-    """Print a line, if there is one, on standard error for who waits."""
-    if text:
-        print(f"note: {text}", file=sys.stderr)
-
-
 def entry(main: Callable[[list[str]], int]) -> NoReturn:
     """Run ``main`` on the arguments and leave with its exit code; quietly where the reader (``| head``) has left."""
     keep_freed()

@@ -16,7 +16,6 @@ from torch import fx, nn
 from zoo import __version__, ranks
 from zoo.artifact import checkpoint, files
 from zoo.artifact.card import render_card
-from zoo.console import note
 from zoo.context import Context, Images
 from zoo.data import DataConfig, Split, class_names, find_reader, load_split
 from zoo.errors import GraphError, RecipeError
@@ -28,7 +27,6 @@ from zoo.integer.program import Program
 from zoo.integer.shapes import classes
 from zoo.paths import output_dir, run_place
 from zoo.place import held
-from zoo.precision import advice
 from zoo.preprocess import Preprocess
 from zoo.progress import bar
 from zoo.recipe import Recipe, content_hash, ends_in_float, make_step
@@ -193,10 +191,8 @@ def execute(
 
 
 def take(recipe: Recipe, position: int, net: fx.GraphModule, context: Context) -> fx.GraphModule:
-    """Return what the step at this position makes of a graph; says before one that takes long for want of bfloat16."""
+    """Return what the step at this position makes of a graph."""
     context.position = position
-    if ranks.leader():
-        note(advice(recipe, position))
     made: fx.GraphModule = make_step(recipe.steps[position], f"recipe.steps[{position}]")(net, context)
     return made
 

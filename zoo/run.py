@@ -43,15 +43,16 @@ def main(arguments: list[str]) -> int:
         print(help_text())
         return 0
     fields, own = resolve(arguments)
-    if _flag("check", own.get("check", "false")):
-        from zoo.pipeline import dry
+    check = _flag("check", own.get("check", "false"))
+    from zoo.pipeline import dry, run
+
+    dry(fields)
+    if check:
         from zoo.recipe_file import yaml_text
 
-        dry(fields)
         print(yaml_text(fields), end="")
         return 0
     from zoo.paths import output_dir
-    from zoo.pipeline import run
     from zoo.place import require_own
     from zoo.recipe import ends_in_float
     from zoo.training import train_float

@@ -10,7 +10,7 @@ import pytest
 from evaluate.ablations import ablations_pages
 from tests.records import make_record
 from zoo.errors import ArtifactError
-from zoo.results import EvalData, write_record
+from zoo.results import EvalData, Machine, write_record
 
 SVG = "{http://www.w3.org/2000/svg}"
 SPEC = """recipe: toy
@@ -48,6 +48,16 @@ def test_rows_are_the_variants_with_what_their_records_say(tmp_path: Path) -> No
     assert rows[1] == f'| `tqt` | `quantizer: "tqt"`, `dampen: defaults` | {cells}'
     assert rows[2].startswith("| `bare` | `quant=w4a4`, without `reestimate_batchnorm` | not run yet")
     assert page(tmp_path).endswith("\n\nSo be it.\n")
+
+
+def test_a_row_of_another_processor_than_the_first_says_so(tmp_path: Path) -> None:
+    (tmp_path / "ablation").mkdir()
+    (tmp_path / "ablation" / "toy.yaml").write_text(SPEC)
+    for variant, cpu in (("plain", "one"), ("tqt", "one"), ("bare", "another")):
+        record = make_record(recipe=variant, machine=Machine(cpu, 2))
+        write_record(record, tmp_path / "results" / "ablations" / "toy")
+    changes = [line.split(" | ")[1] for line in page(tmp_path).splitlines() if line.startswith("| ")][1:]
+    assert [text.partition("; ")[2] for text in changes] == ["", "", "run on another"]
 
 
 def test_a_record_of_no_variant_is_named(tmp_path: Path) -> None:

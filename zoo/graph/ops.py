@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.graph import bfloat16
 from zoo.native import depthwise
 from zoo.native.kernels import Kernels
 
@@ -42,21 +43,33 @@ def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: Any,
     dilation: tuple[int, ...], groups: int, kernels: Kernels | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return ``F.conv2d``; under bfloat16 autocast on a CPU some grouped ones are summed in float32 and rounded.
+    """Return ``F.conv2d``; under bfloat16 autocast on a CPU some are summed in float32 and rounded.
 
-    Those are the strided ones and those wider than their input: oneDNN has no fast bfloat16 kernel for their gradient,
-    which takes many times as long as in float32. ``kernels``, where there are some, compute the depthwise ones.
+    Those are the grouped ones that are strided or wider than their input: oneDNN has no fast bfloat16 kernel for their
+    gradient, which takes many times as long as in float32. Their operands are not rounded, and ``kernels``, where there
+    are some, compute the depthwise ones. On a processor without bfloat16 (`zoo.graph.bfloat16`) it is all the others
+    too, whose operands are rounded as oneDNN rounds them.
     """
-    slow = groups > 1 and (max(stride) > 1 or min(x.shape[2:]) < max(weight.shape[2:]))
-    if not slow or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+
+    def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    kind = torch.get_autocast_dtype("cpu")
-    if kernels is not None and kind == torch.bfloat16 and depthwise.suits(x, weight, stride, padding, dilation):
-        return depthwise.depthwise(kernels, x.to(kind), weight, bias, stride[0], padding)
-    with torch.autocast("cpu", enabled=False):
-        offset = None if bias is None else bias.float()
-        y = F.conv2d(x.float(), weight.float(), offset, stride, padding, dilation, groups)
-    return y.to(kind)
+
+    if not bfloat16.asked(x):
+        return multiply(x, weight, bias)
+    if groups > 1 and (max(stride) > 1 or min(x.shape[2:]) < max(weight.shape[2:])):
+        if kernels is not None and depthwise.suits(x, weight, stride, padding, dilation):
+            return depthwise.depthwise(kernels, x.to(torch.bfloat16), weight, bias, stride[0], padding)
+        return bfloat16.summed_in_float32(multiply, x, weight, bias)
+    if bfloat16.MULTIPLIED:
+        return multiply(x, weight, bias)
+    return bfloat16.summed_in_float32(multiply, *bfloat16.rounded(x, weight, bias))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return ``F.linear``; under bfloat16 autocast on a CPU without bfloat16 by sums in float32 (see ``conv2d``)."""
+    if bfloat16.MULTIPLIED or not bfloat16.asked(x):
+        return F.linear(x, weight, bias)
+    return bfloat16.summed_in_float32(F.linear, *bfloat16.rounded(x, weight, bias))
 
 
 class Conv2d(nn.Conv2d):
@@ -94,6 +107,22 @@ class Conv2d(nn.Conv2d):
             groups=conv.groups, bias=conv.bias is not None,
         )  # fmt: skip
         new.weight, new.bias = conv.weight, conv.bias
+        return new
+
+
+class Linear(nn.Linear):
+    """A fully connected layer on ``[N, in]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[N, out]``."""
+        return linear(x, self.weight, self.bias)
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> Linear:
+        """Return the same layer; weight and bias are shared, not copied."""
+        # on no device, so that no random number is drawn for weights that are replaced
+        new = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        new.weight, new.bias = layer.weight, layer.bias
         return new
 
 

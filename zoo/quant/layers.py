@@ -172,7 +172,7 @@ class QLinear(QWeighted):
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return ``[N, out]``."""
-        return F.linear(x, weight, self.bias)
+        return ops.linear(x, weight, self.bias)
 
 
 class QAdd(QNode):

@@ -58,9 +58,9 @@ class Train:
     measures which weights oscillate, for the record's notes.
 
     ``holdout`` images of the training split are not trained on but measured each epoch: tune on them, never on test
-    images. ``patience`` epochs at chance level refuse the run. ``bf16`` computes convolutions in bfloat16 under
-    autocast. ``compile`` is for a GPU: it fuses quantizers with their neighbours. On a CPU it needs a C++ compiler and
-    loses to the operations written for it. ``native`` computes ranges, BatchNorm with what clamps it, and the depthwise
+    images. ``patience`` epochs at chance level refuse the run. ``bf16`` multiplies in bfloat16 under autocast.
+    ``compile`` is for a GPU: it fuses quantizers with their neighbours. On a CPU it needs a C++ compiler and loses to
+    the operations written for it. ``native`` computes ranges, BatchNorm with what clamps it, and the depthwise
     convolutions that are slow under bf16, by kernels in C++, compiled at the start, on a CPU; they sum in another order
     and round codes from float32 under bf16 too.
     """
