@@ -2,7 +2,7 @@
 
 Those that do multiply two numbers of 8 significant bits, add the products in float32 and round the sum once. A product
 of two such numbers is exact in float32, so the same operands multiplied in float32 give the same sums but for the order
-of additions. oneDNN instead imitates the instructions where they are missing, and takes ten times as long or more.
+of additions. oneDNN instead imitates the instructions where they are missing, and takes many times as long.
 """
 
 from __future__ import annotations
