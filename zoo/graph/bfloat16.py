@@ -28,9 +28,12 @@ def asked(x: Tensor) -> bool:
     return on and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
-def rounded(*operands: Tensor | None) -> list[Tensor | None]:
-    """Return the operands in bfloat16, to which their gradients are rounded as well."""
-    return [None if t is None else t.to(torch.bfloat16) for t in operands]
+def product(multiply: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return ``multiply(x, weight, bias)``, where bfloat16 is asked for and not multiplied by sums in float32."""
+    if MULTIPLIED or not asked(x):
+        return multiply(x, weight, bias)
+    # the gradients are rounded on their way back through this, too
+    return summed_in_float32(multiply, *(None if t is None else t.to(torch.bfloat16) for t in (x, weight, bias)))
 
 
 def summed_in_float32(multiply: Callable[..., Tensor], *operands: Tensor | None) -> Tensor:

@@ -54,22 +54,17 @@ def conv2d(
     def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
-    if not bfloat16.asked(x):
-        return multiply(x, weight, bias)
-    if groups > 1 and (max(stride) > 1 or min(x.shape[2:]) < max(weight.shape[2:])):
+    slow = groups > 1 and (max(stride) > 1 or min(x.shape[2:]) < max(weight.shape[2:]))
+    if slow and bfloat16.asked(x):
         if kernels is not None and depthwise.suits(x, weight, stride, padding, dilation):
             return depthwise.depthwise(kernels, x.to(torch.bfloat16), weight, bias, stride[0], padding)
         return bfloat16.summed_in_float32(multiply, x, weight, bias)
-    if bfloat16.MULTIPLIED:
-        return multiply(x, weight, bias)
-    return bfloat16.summed_in_float32(multiply, *bfloat16.rounded(x, weight, bias))
+    return bfloat16.product(multiply, x, weight, bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return ``F.linear``; under bfloat16 autocast on a CPU without bfloat16 by sums in float32 (see ``conv2d``)."""
-    if bfloat16.MULTIPLIED or not bfloat16.asked(x):
-        return F.linear(x, weight, bias)
-    return bfloat16.summed_in_float32(F.linear, *bfloat16.rounded(x, weight, bias))
+    return bfloat16.product(F.linear, x, weight, bias)
 
 
 class Conv2d(nn.Conv2d):

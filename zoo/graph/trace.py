@@ -241,7 +241,7 @@ class _Normalizer:
                 raise GraphError(
                     f"{name}: a linear layer takes [N, features] here, got {_shape(source)}; flatten first"
                 )
-            self._emit(node, ops.Linear.of(m) if type(m) is nn.Linear else m, name, x)
+            self._emit(node, ops.Linear.of(m) if isinstance(m.weight, nn.Parameter) else m, name, x)
         elif isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d):
             self._emit(node, m, name, x)
         elif isinstance(m, ops.Add | ops.Mul | ops.Cat | ops.GlobalMean):
