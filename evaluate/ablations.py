@@ -75,8 +75,9 @@ def _section(name: str, spec: Mapping[str, Any], rows: Mapping[str, Sequence[Rec
         if not found:
             lines.append(f"| {name_cell} | {what} | not run yet | | | |")
             continue
-        same = {"test images": [r.data.fingerprint for r in found], "arithmetic": [r.semantics for r in found]}
-        require_same(f"{name} {variant}", same | {"steps": [r.steps for r in found]})
+        require_same(f"{name} {variant}", {"steps": [r.steps for r in found]})
+        for record in found:
+            _require_comparable(f"{name} {variant}", record, (base or found)[0])
         mean = _mean(found)
         half = 196.0 * (mean / 100 * (1 - mean / 100) / found[0].data.n) ** 0.5
         gap = f"{mean - _mean(base):+.2f}" if base and found is not base else ""
@@ -85,6 +86,16 @@ def _section(name: str, spec: Mapping[str, Any], rows: Mapping[str, Sequence[Rec
         cells = [name_cell, what, f"{mean:.2f} ± {half:.2f}", gap, swinging, over_seeds([r.top1 for r in found])]
         lines.append(f"| {' | '.join(cells)} |")
     return head + "\n".join(lines) + f"\n\n{spec['why']}\n"
+
+
+def _require_comparable(what: str, record: Record, first: Record) -> None:
+    for part, of in (
+        ("test images", lambda r: r.data.fingerprint), ("float weights", lambda r: r.parent.sha256),
+        ("arithmetic", lambda r: r.semantics),
+    ):  # fmt: skip
+        if of(record) != of(first):
+            raise ArtifactError(f"{what}: its record of seed {record.seed} has other {part} than {first.recipe}, which "
+                                "it is compared with; remove it and run python -m zoo.ablate again")  # fmt: skip
 
 
 def _elsewhere(found: Sequence[Record], base: Sequence[Record]) -> str:

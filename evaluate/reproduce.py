@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from evaluate.differences import causes, checkpoint_differences
+from evaluate.rows import row_of
 from zoo.console import command, entry
 from zoo.errors import ArtifactError, RecipeError, ZooError, suggest
 from zoo.paths import results_dir
@@ -178,8 +179,10 @@ def choose(names: Sequence[str], root: Path, seeds: bool = False) -> list[Record
     for name in names:
         if name not in known:
             raise RecipeError(f"{name!r}: no record of that recipe in {root.name}/{suggest(name, known)}")
-    lowest = {name: min(r.seed for r in records if r.recipe == name) for name in known}
-    return [r for r in records if (not names or r.recipe in names) and (seeds or r.seed == lowest[r.recipe])]
+    lowest: dict[tuple[str, ...], int] = {}
+    for record in records:
+        lowest[row_of(record)] = min(record.seed, lowest.get(row_of(record), record.seed))
+    return [r for r in records if (not names or r.recipe in names) and (seeds or r.seed == lowest[row_of(r)])]
 
 
 def _title(record: Record) -> str:

@@ -44,6 +44,11 @@ def order(record: Record) -> tuple[object, ...]:
     )
 
 
+def row_of(record: Record) -> tuple[str, ...]:
+    """Return what the records of one row have in common: all seeds of a recipe on the same data and arithmetic."""
+    return record.recipe, record.data.name, record.semantics
+
+
 def card_path(record: Record) -> str:
     """Return the path of a record's model card in a checkout."""
     return f"results/{record.checkpoint.as_posix()}/README.md"
@@ -51,9 +56,9 @@ def card_path(record: Record) -> str:
 
 def rows(records: Sequence[Record]) -> list[Row]:
     """Return the rows in order; raises ArtifactError where records that would be seeds of a row are not alike."""
-    groups: dict[tuple[str, str, str], list[Record]] = {}
+    groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        groups.setdefault((record.recipe, record.data.name, record.semantics), []).append(record)
+        groups.setdefault(row_of(record), []).append(record)
     return sorted(map(_with_seeds, groups.values()), key=lambda row: order(row.shown))
 
 
@@ -63,6 +68,8 @@ def _with_seeds(records: Sequence[Record]) -> Row:
         "test images": [r.data.fingerprint for r in records], "calibration images": [r.calibration for r in records],
         "model": [r.model for r in records], "float weights": [r.parent.sha256 for r in records],
         "steps": [r.steps for r in records], "bits": [r.bits for r in records], "budget": [r.budget for r in records],
+        "bytes of weights": [r.weights_bytes for r in records],
+        "bytes of activations": [r.activation_bytes for r in records if r.activation_bytes],
     }  # fmt: skip
     require_same(f"{shown.recipe} on {shown.data.name}", parts)
     return Row(shown, tuple(r.top1 for r in records))

@@ -67,6 +67,13 @@ def test_the_checkpoint_of_quantize_is_complete(network: Network, tmp_path: Path
     assert all(torch.equal(t, rerun.program.tensors[n]) for n, t in network.program.tensors.items())
 
 
+def test_the_recipe_of_quantize_is_the_one_that_was_run(network: Network, tmp_path: Path) -> None:
+    zoo.quantize(small_resnet(), "resnet8_w4a8", [images(64)], preprocess=MADE).save(tmp_path / "fewer")
+    counts = [next(iter(s.values())) for s in _yaml(zoo.load(tmp_path / "fewer").recipe)["steps"] if "calibrate" in s]
+    assert [c["images"] for c in counts] == [64]
+    assert _yaml(network.recipe)["steps"] == RECIPE["steps"]
+
+
 def _yaml(text: str) -> dict[str, Any]:
     import yaml
 

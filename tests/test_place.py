@@ -70,7 +70,7 @@ def test_a_changed_recipe_does_not_replace_what_the_recipe_made(tmp_path: Path) 
     kept.write_text(told(plain))
     with pytest.raises(RecipeError, match=r"would replace .*checkpoint; add output=DIR or name=NAME"):
         require_own(changed, tmp_path)
-    for fields in (plain, changed | {"name": "six"}, changed | {"seed": 1}):
+    for fields in (plain, changed | {"name": "six"}, plain | {"seed": 1}):
         require_own(fields, tmp_path)
     # what an older recipe of this name made, the recipe of today may replace
     kept.write_text(told(plain, recipe_sha256="0" * 64))
@@ -86,8 +86,9 @@ def test_a_record_counts_without_its_checkpoint(tmp_path: Path, seed: int, file:
     require_own(plain, tmp_path)
     with pytest.raises(RecipeError, match=rf"changed recipe, and would replace .*{file}; add output=DIR or name=NAME"):
         require_own(plain | {"test_limit": 100}, tmp_path)
-    # a record of another seed is another file
-    require_own(plain | {"test_limit": 100, "seed": 7}, tmp_path)
+    require_own(plain | {"seed": 7}, tmp_path)
+    with pytest.raises(RecipeError, match=rf"would be taken for another seed of .*{file}; add output=DIR"):
+        require_own(plain | {"test_limit": 100, "seed": 7}, tmp_path)
 
 
 def test_other_float_weights_do_not_replace_what_those_of_the_recipe_gave(tmp_path: Path) -> None:

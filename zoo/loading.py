@@ -78,6 +78,7 @@ def quantize_network(
         raise RecipeError(f"{fields['name']}: trains a float network; take a recipe that ends in integerize")
     images = Images.from_loader(calibration_loader)
     parsed = _fit(Recipe.parse(fields), len(images))
+    fields["steps"] = [{step.name: step.settings} if step.settings else step.name for step in parsed.steps]
     require_integers(parsed)
     if any(step.name == "train" for step in parsed.steps):
         raise RecipeError(

@@ -17,7 +17,7 @@ from zoo import __version__, ranks
 from zoo.artifact import checkpoint, files
 from zoo.artifact.card import render_card
 from zoo.context import Context, Images
-from zoo.data import DataConfig, Split, class_names, find_reader, load_split
+from zoo.data import DataConfig, Split, class_names, find_reader, load_split, require_apart
 from zoo.errors import GraphError, RecipeError
 from zoo.evaluation import Scores, predict
 from zoo.graph.fold import clone
@@ -88,6 +88,7 @@ def _run(recipe: Recipe, fields: dict[str, Any], root: Path, command: str) -> Ru
                           f"{len(test.classes)}; name another list, or none")  # fmt: skip
     if not plain(test.name):
         raise RecipeError(f"data: {test.name!r} cannot be part of a record's file name; use letters, digits, _ . and -")
+    require_apart(calibration, test)
     text = yaml_text(fields)
     seconds["load"] = round(time.perf_counter() - started, 2)
 

@@ -88,28 +88,30 @@ def held(work: Path) -> Iterator[None]:
 def require_own(fields: dict[str, Any], root: Path) -> None:
     """Raise RecipeError for a run whose result would replace that of another recipe or of other float weights.
 
-    What is recorded below ``root`` counts, whether or not its checkpoint is there; the teacher's weights count as the
-    network's own do. The recipe itself, with the weights that it names, may always be run again, with any seed.
+    So does one that a table would take for another seed of that result. What is recorded below ``root`` counts, whether
+    or not its checkpoint is there; the teacher's weights count as the network's own do. The recipe itself, with the
+    weights that it names, may always be run again, with any seed.
     """
     from zoo.compose import compose, names
     from zoo.recipe import content_hash, ends_in_float
 
     name, seed = str(fields["name"]), int(fields.get("seed", 0))
     mine = content_hash(fields)
+    itself = compose([f"recipe={name}", f"seed={seed}"]) if name in names() else None
+    if itself is not None and mine == content_hash(itself) and _weights(fields) == _weights(itself):
+        return
     for kept in _kept(root, name, seed, ends_in_float(fields)):
         try:
             earlier = Earlier.read(kept)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-        if earlier.seed != seed or earlier.is_of(fields):
+        alike = fields | {"seed": earlier.seed}
+        if earlier.is_of(alike):
             continue
-        if name in names():
-            itself = compose([f"recipe={name}", f"seed={seed}"])
-            if mine == content_hash(itself) and _weights(fields) == _weights(itself):
-                continue
-        what = "run takes other float weights" if earlier.recipe == mine else "is a changed recipe"
+        what = "run takes other float weights" if earlier.recipe == content_hash(alike) else "is a changed recipe"
         place = kept.parent if kept.name == "metrics.json" else kept
-        raise RecipeError(f"{name}: this {what}, and would replace {place}; add output=DIR or name=NAME")
+        effect = "would replace" if earlier.seed == seed else "would be taken for another seed of"
+        raise RecipeError(f"{name}: this {what}, and {effect} {place}; add output=DIR or name=NAME")
 
 
 def _kept(root: Path, name: str, seed: int, trains_float: bool) -> list[Path]:

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from zoo import __version__, ranks
 from zoo.artifact import files
 from zoo.context import Context, Images
-from zoo.data import DataConfig, load_split
+from zoo.data import DataConfig, load_split, require_apart
 from zoo.evaluation import predict
 from zoo.graph.trace import trace
 from zoo.paths import output_dir, weights_name
@@ -71,6 +71,7 @@ def _train(recipe: Recipe, fields: dict[str, Any], root: Path, name: str, comman
     model = build_model(config, state)
     train, test = load_split(data, "train", recipe.images), load_split(data, "test", recipe.test_limit)
     check_classes(model, test, preprocess)
+    require_apart(train, test)
     images = Images(train.images, preprocess, train.labels)
     net = parent = trace(model, images.at(slice(0, 1)))
     context = Context(recipe.quant, images, parent, recipe.seed, recipe.budget, bar, code=git.text())

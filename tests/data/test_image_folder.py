@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import unicodedata
@@ -192,6 +193,24 @@ def test_decoded_once(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> No
     os.utime(root / "val" / "cat" / "0.png", (1, 1))
     assert image_folder.read("test", str(root), size=8).fingerprint != first.fingerprint
     assert len(decoded) == 6
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def test_another_class_moves_the_labels_of_the_same_pictures(pictures: Pictures) -> None:
+    root = pictures({f"{part}/{name}": 1 for part in ("train", "val") for name in ("cat", "dog", "eel")})
+    before = image_folder.read("test", str(root), test_count=2)
+    named = [before.classes[i] for i in before.labels]
+    for part in ("train", "val"):
+        # of a name whose hash is so high that it is not drawn
+        (root / part / "ant").mkdir()
+        name = next(name for name in (f"{i}.png" for i in range(10**6)) if _hash(f"ant/{name}") > "fff")
+        shutil.copy(root / part / "eel" / "0.png", root / part / "ant" / name)
+    after = image_folder.read("test", str(root), test_count=2)
+    assert (after.images == before.images).all()
+    assert [after.classes[i] for i in after.labels] == named
 
 
 def test_two_folders_with_equal_names_sizes_and_dates_are_two_entries(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from evaluate.ablations import ablations_pages
 from tests.records import make_record
 from zoo.errors import ArtifactError
-from zoo.results import EvalData, Machine, write_record
+from zoo.results import EvalData, Machine, Parent, write_record
 
 SVG = "{http://www.w3.org/2000/svg}"
 SPEC = """recipe: toy
@@ -58,6 +59,24 @@ def test_a_row_of_another_processor_than_the_first_says_so(tmp_path: Path) -> No
         write_record(record, tmp_path / "results" / "ablations" / "toy")
     changes = [line.split(" | ")[1] for line in page(tmp_path).splitlines() if line.startswith("| ")][1:]
     assert [text.partition("; ")[2] for text in changes] == ["", "", "run on another"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data": EvalData("shapes", 200, "full", "7" * 64)}, "other test images than plain"),
+        ({"parent": Parent("org/toy-float", "7" * 64)}, "other float weights than plain"),
+        ({"semantics": "floor"}, "other arithmetic than plain"),
+    ],
+)
+def test_only_what_is_comparable_is_compared(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    (tmp_path / "ablation").mkdir()
+    (tmp_path / "ablation" / "toy.yaml").write_text(SPEC)
+    root = tmp_path / "results" / "ablations" / "toy"
+    for record in (make_record(recipe="plain"), make_record(recipe="tqt", **change)):
+        write_record(record, root)
+    with pytest.raises(ArtifactError, match=f"toy tqt: its record of seed 0 has {said}"):
+        page(tmp_path)
 
 
 def test_a_record_of_no_variant_is_named(tmp_path: Path) -> None:

@@ -275,9 +275,13 @@ def test_the_checkout_is_up_to_date() -> None:
         ({"model": "another"}, "model"),
         ({"parent": Parent("org/toy-float", "2" * 64)}, "float weights"),
         ({"calibration": Calibration("shapes-train", 64, "3" * 64)}, "calibration images"),
+        ({"weights_bytes": 12_346}, "bytes of weights"),
+        ({"activation_bytes": 8_192}, "bytes of activations"),
     ],
 )
 def test_another_experiment_is_not_merged_as_a_seed(change: dict[str, object], said: str) -> None:
-    assert "(2)" in readme_tables([make_record(), make_record(seed=1)])
+    first = make_record(activation_bytes=4_096)
+    # what an old record does not tell differs from nothing
+    assert "(2)" in readme_tables([first, make_record(seed=1)])
     with pytest.raises(ArtifactError, match=f"toy_w4a8 on shapes: .* differ in {said}"):
-        readme_tables([make_record(), make_record(seed=1, **change)])
+        readme_tables([first, make_record(seed=1, **change)])

@@ -70,6 +70,37 @@ def test_adam_moves_the_offset_of_lsq_plus_by_a_share_of_the_range() -> None:
     assert moved == pytest.approx(1e-3 * float(q.scale.detach()) * (q.qmax - q.qmin), rel=1e-3)
 
 
+@pytest.mark.parametrize("end", [0, 15])
+def test_an_offset_of_lsq_plus_at_an_end_of_the_codes_is_learned_and_stays_within_them(end: int) -> None:
+    q = quantizer(symmetric=False)
+    q.set_qparams(q.scale.detach(), torch.tensor([float(end)]))
+    learner = LsqPlus(q, weight=False, relative=False)
+    assert learner.offset is not None and float(learner.zero_point(q).detach()) == end
+    step = float(q.scale.detach())
+    x = torch.tensor([[-99.0, 99.0]])  # all outside: eq. 7 gives the sum of their gradients
+    learner(x, q).backward(torch.tensor([[2.0, 3.0]]))
+    assert float(learner.offset.grad) == pytest.approx(5.0 / math.sqrt(2 * q.qmax), rel=1e-5)
+    for outward, inward in ((1e3, 0.6), (-1e3, 0.6)):
+        with torch.no_grad():
+            learner.offset.add_(outward)
+        learner.limit()
+        kept = 0 if outward > 0 else 15
+        assert float(learner.zero_point(q).detach()) == kept
+        with torch.no_grad():
+            learner.offset.add_(-math.copysign(inward * step, outward))
+        assert float(learner.zero_point(q).detach()) == abs(kept - 1)
+
+
+@pytest.mark.parametrize("bits", [5, 8])
+def test_the_largest_weight_of_pact_is_learned_whatever_its_sign(bits: int) -> None:
+    q = quantizer(signed=True, bits=bits, channels=1000)
+    weight = data(1000, 9)[0].requires_grad_()
+    with torch.no_grad():
+        weight[:, 0] = torch.linspace(5.0, 9.0, 1000) * torch.tensor([1.0, -1.0]).repeat(500)
+    Sawb(q)(weight, q).backward(torch.ones(1000, 9))
+    assert torch.equal(weight.grad, torch.ones(1000, 9))
+
+
 def test_pact_moves_alpha_by_what_is_clipped() -> None:
     q = quantizer()
     x, grad = data(500)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from zoo.errors import DataError
+
 
 @dataclass(frozen=True)
 class Split:
@@ -26,6 +28,22 @@ class Split:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
+
+
+def require_apart(given: Split, test: Split) -> None:
+    """Raise DataError where a test image is among those given to the steps, byte for byte: no accuracy is honest then.
+
+    Both hold images of one shape ``[S, S, C]``, or nothing is shared.
+    """
+    known = {_digest(image) for image in given.images}
+    both = [i for i, image in enumerate(test.images) if _digest(image) in known]
+    if both:
+        raise DataError(f"{test.name}: {len(both)} of its {len(test)} images are among the {len(given)} of {given.name} "
+                        f"too, number {both[0]} the first; remove them from one of the two")  # fmt: skip
+
+
+def _digest(image: np.ndarray[Any, Any]) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
 def fingerprint(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> str:

@@ -68,7 +68,7 @@ def read(
     side = size or square(files[0], None, mode, str(files[0])).shape[0]
     stamps = [[key, file.stat().st_size, file.stat().st_mtime_ns] for key, file in zip(keys, files, strict=True)]
     pixels, targets, digest = cached(
-        {"image_folder": str(parts[part].resolve()), "files": stamps, "size": size, "mode": mode,
+        {"image_folder": str(parts[part].resolve()), "files": stamps, "classes": names, "size": size, "mode": mode,
          "filter": interpolation},
         len(files), (side, side, channels),
         lambda: ((square(f, size, mode, str(f), interpolation), t) for f, t in zip(files, labels, strict=True)),

@@ -13,6 +13,7 @@ from zoo.quant.quantizer import Quantizer, RangeLearner, signed_scale
 
 _MOST_BITS = 4  # of the publication; with finer steps two moments say too little, and nothing need be cut off
 _TRIED = 256
+_ROOM = 1 + 1e-6  # beyond the largest weight: one at the very end of the range has no gradient
 
 
 class Sawb(RangeLearner):
@@ -38,7 +39,7 @@ class Sawb(RangeLearner):
     def _measure(self, weight: Tensor, quantizer: Quantizer) -> Tensor:
         rows = weight.flatten(1) if quantizer.axis == 0 else weight.reshape(1, -1)
         if quantizer.fmt.bits > _MOST_BITS:
-            scale = rows.abs().amax(1) / (quantizer.qmax + quantizer.fmt.offset)
+            scale = rows.abs().amax(1) * _ROOM / (quantizer.qmax + quantizer.fmt.offset)
         else:
             c1, c2 = self.coefficients
             spread = rows.square().mean(1).sqrt()
