@@ -22,22 +22,34 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def context(count: int = 64) -> Context:
+class Sum(nn.Module):
+    """``x + conv(x)``: of both signs, so its format has a zero point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv(x)
+
+
+def context(count: int = 64, residual: bool = False) -> Context:
     """Return a small float network and labelled images of 8x8."""
     pictures = images(count, 8)
     torch.manual_seed(1)
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)]
-    model = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    last = [Sum()] if residual else []
+    model = nn.Sequential(*layers, nn.ReLU(), *last, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     labels = (pictures[:, 0].mean((1, 2)) > 0).long()
     return Context(config(3, 4), Images(pictures, labels=labels), trace(model.eval(), pictures[:1]))
 
 
 def train(
-    work: Path | None, settings: dict[str, object], count: int = 64, quantized: bool = True
+    work: Path | None, settings: dict[str, object], count: int = 64, quantized: bool = True, residual: bool = False
 ) -> tuple[dict[str, torch.Tensor], Context]:
     """Quantize, or not, and train; return the state of the trained graph and the context."""
     torch.set_num_threads(1)
-    ctx = context(count)
+    ctx = context(count, residual)
     ctx.work = work
     net = ctx.parent
     steps = [("quantize", {"batchnorm": "merge"}), ("calibrate", {"images": 16}), ("train", settings)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ from tests.train.interrupted import SETTINGS, context, train
 from zoo import augment
 from zoo.context import Images
 from zoo.errors import DataError, QuantError, RecipeError
+from zoo.graph.trace import trace
 from zoo.preprocess import Preprocess
+from zoo.quant.attach import attach
 from zoo.quant.layers import QWeighted
 from zoo.quant.learned._sawb import Sawb
+from zoo.quant.learned.lsq_plus import LsqPlus
 from zoo.recipe import Step, make_step
-from zoo.train import standardize
+from zoo.train import loop, standardize
 from zoo.train.data import Data
 from zoo.train.ema import Average
 from zoo.train.freeze import Freeze, Frozen
@@ -265,7 +269,7 @@ def test_frozen_weights_keep_their_integers_in_the_average() -> None:
 
     ctx = context()
     net = q_graph()
-    settings = SETTINGS | {"epochs": 12, "lr": 1.0, "ema": 0.99, "dampen": None}
+    settings = SETTINGS | {"epochs": 12, "lr": 1.0, "lr_scale": 0.1, "ema": 0.99, "dampen": None}
     settings["freeze"] = {"start": 0.1, "low": 0.2, "high": 0.2, "momentum": 0.1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("zoo.steps.train.Frozen", Seen)
@@ -293,6 +297,16 @@ def test_masks_keep_the_largest_of_the_weights_that_are_quantized(kind: str) -> 
     assert bool((fours.masked_fill(kept == 1, 0.0).amax(1) <= least * 1.0001).all()) and 0 < kept.mean() < 1
 
 
+def test_only_the_residual_network_has_offsets_to_learn() -> None:
+    for residual in (False, True):
+        ctx = context(64, residual)
+        net = ctx.parent
+        for name, fields in (("quantize", {"batchnorm": "merge"}), ("calibrate", {"images": 16})):
+            net = make_step(Step(name, dict(fields)), "test")(net, ctx)
+        learners = attach(net, "lsq_plus", False)
+        assert any(isinstance(n, LsqPlus) and n.offset is not None for n in learners) == residual
+
+
 @pytest.mark.parametrize(("total", "until"), [(10, 0.5), (16, 0.5), (20, 1.0), (30, 0.9), (1, 0.5)])
 def test_magnitude_masks_reach_their_share_however_short_the_training(total: int, until: float) -> None:
     net = q_graph()
@@ -314,8 +328,11 @@ def test_a_second_training_keeps_what_is_masked() -> None:
         assert all(
             torch.equal(m.mask, b) for m, b in zip(sparsify.layers(net), before, strict=True) if m.mask is not None
         )
-    Sparsify("magnitude", 0.75, 0.5).update(net, 39, 40)
-    assert all(m.mask is not None for m in sparsify.layers(net)) and before
+    # more is taken on top of it
+    Sparsify("magnitude", 0.75, 0.5).update(net, 20, 40)
+    for layer, b in zip(sparsify.layers(net), before, strict=True):
+        assert layer.mask is not None and not bool(layer.mask[b == 0].any())
+        assert float((layer.mask == 0).float().mean()) == pytest.approx(0.75, abs=0.02)
 
 
 @pytest.mark.parametrize(("classes", "right", "stops"), [(1, 100, False), (2, 74, False), (2, 54, True), (10, 14, True),
@@ -339,6 +356,18 @@ def test_the_last_scale_of_pact_is_that_of_the_last_weight() -> None:
             fresh = Sawb(layer.weight_quantizer)
             fresh.measure(layer.latent().detach(), layer.weight_quantizer)
             assert torch.equal(fresh.last, layer.weight_quantizer.scale)
+
+
+def test_channels_of_one_weight_are_not_normalised() -> None:
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=8), nn.BatchNorm2d(8)]
+    torch.manual_seed(1)
+    ctx = context()
+    net = trace(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval(),
+                ctx.calibration.at(slice(0, 1)))  # fmt: skip
+    settings = PLAIN | {"standardize": True}
+    for name, fields in (("quantize", {"batchnorm": "merge"}), ("calibrate", {"images": 16}), ("train", settings)):
+        net = make_step(Step(name, dict(fields)), "test")(net, ctx)
+    assert ctx.curves and all(bool(layer.weight.isfinite().all()) for layer in weighted(net))
 
 
 def test_normalised_weights_become_the_layers_own() -> None:
@@ -369,8 +398,13 @@ def test_change_bits_keeps_the_range_and_refuses_what_is_not_there() -> None:
         make_step(Step("change_bits", {"old": 3, "new": 8}), "test")(net, ctx)
 
 
-def test_without_a_work_folder_nothing_is_written_and_the_result_is_the_same() -> None:
+def test_without_a_work_folder_nothing_is_written_and_the_result_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     first, ctx = train(None, SETTINGS)
-    second, _ = train(None, SETTINGS)
+    assert not list(tmp_path.iterdir())
+    second, _ = train(tmp_path / "work", SETTINGS)
     assert all(torch.equal(t, second[n]) for n, t in first.items())
     assert len(ctx.curves) == SETTINGS["epochs"] and math.isfinite(ctx.curves[-1]["holdout"])

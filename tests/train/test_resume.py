@@ -50,7 +50,12 @@ def test_killed_twice_it_ends_in_the_bytes_of_an_uninterrupted_run(tmp_path: Pat
 
 
 def interrupted(
-    work: Path, settings: dict[str, object], at: int, monkeypatch: pytest.MonkeyPatch, quantized: bool = True
+    work: Path,
+    settings: dict[str, object],
+    at: int,
+    monkeypatch: pytest.MonkeyPatch,
+    quantized: bool = True,
+    residual: bool = False,
 ) -> None:
     """Leave snapshots of a training that stopped."""
 
@@ -68,16 +73,18 @@ def interrupted(
         patch.setattr(loop, "SAVE_SECONDS", 0.0)
         patch.setattr(loop.Loop, "save", fatal)
         with pytest.raises(Stop):
-            train(work, settings, quantized=quantized)
+            train(work, settings, quantized=quantized, residual=residual)
 
 
-def resumed_at(work: Path, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch, count: int = 64) -> int:
+def resumed_at(
+    work: Path, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch, count: int = 64, residual: bool = False
+) -> int:
     """Return the step that a training starts from."""
     seen: list[int] = []
     advance = loop.Loop._advance
     with monkeypatch.context() as patch:
         patch.setattr(loop.Loop, "_advance", lambda self, step: (seen.append(step), advance(self, step))[1])
-        train(work, settings, count)
+        train(work, settings, count, residual=residual)
     return seen[0]
 
 
@@ -113,7 +120,7 @@ def test_a_training_that_goes_on_names_every_commit_that_had_a_part(
     plain = training.context
 
     def by(code: str) -> None:
-        monkeypatch.setattr(training, "context", lambda count: replace(plain(count), code=code))
+        monkeypatch.setattr(training, "context", lambda *given: replace(plain(*given), code=code))
 
     for code, step in (("first", 2), ("second", 4), ("second", 6)):
         by(code)
@@ -129,6 +136,8 @@ def test_a_training_that_goes_on_names_every_commit_that_had_a_part(
 @pytest.mark.parametrize(
     "more",
     [
+        # most weights come to be held
+        {"freeze": {"start": 0.1, "low": 0.2, "high": 0.2, "momentum": 0.1}, "quantizer": "tqt", "lr": 1.0},
         {"sparsify": {"kind": "2:4"}, "ema": 0.9},
         {"sparsify": {"kind": "magnitude", "until": 0.8}},
         {"standardize": True, "quantizer": "lsq_plus", "optimizer": "adamw", "lr": 0.001},
@@ -140,13 +149,15 @@ def test_a_training_that_goes_on_names_every_commit_that_had_a_part(
 def test_every_state_is_in_the_snapshot(
     more: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"epochs": 3, "batch": 16, "lr": 0.02, "holdout": 16, "patience": 99} | more
-    interrupted(tmp_path, settings, 4, monkeypatch)
-    assert resumed_at(tmp_path, settings, monkeypatch) == 4
-    resumed, ctx = train(tmp_path, settings)
-    whole, plain = train(None, settings)
+    settings = {"epochs": 12, "batch": 16, "lr": 0.02, "holdout": 16, "patience": 99} | more
+    residual = settings.get("quantizer") == "lsq_plus"  # which has an offset then
+    interrupted(tmp_path, settings, 20, monkeypatch, residual=residual)
+    assert resumed_at(tmp_path, settings, monkeypatch, residual=residual) == 20
+    resumed, ctx = train(tmp_path, settings, residual=residual)
+    whole, plain = train(None, settings, residual=residual)
     assert save(resumed) == save(whole)
     assert ctx.log == plain.log
+    assert ("freeze" in more) == (ctx.log["train"].get("frozen_percent", 0) > 0)
 
 
 @needs_compiler

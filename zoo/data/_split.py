@@ -38,8 +38,8 @@ def require_apart(given: Split, test: Split) -> None:
     known = {_digest(image) for image in given.images}
     both = [i for i, image in enumerate(test.images) if _digest(image) in known]
     if both:
-        raise DataError(f"{test.name}: {len(both)} of its {len(test)} images are among the {len(given)} of {given.name} "
-                        f"too, number {both[0]} the first; remove them from one of the two")  # fmt: skip
+        raise DataError(f"{test.name}: {len(both)} of its {len(test)} images are among the {len(given)} of "
+                        f"{given.name} too, number {both[0]} the first; remove them from one of the two")  # fmt: skip
 
 
 def _digest(image: np.ndarray[Any, Any]) -> bytes:

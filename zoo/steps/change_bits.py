@@ -19,6 +19,8 @@ from zoo.quant.spec import BITS
 class ChangeBits:
     """Give every tensor of ``old`` bits ``new`` ones; the ranges are carried over, ``s' = s 2^old / 2^new``.
 
+    The lower end of a range stays where it is; the upper end, which lies one step below the power of two, moves by less
+    than a new step: with fewer bits a range without negative values of 15 old steps keeps 12 of them at 2 bits.
     Training through 4, 3 and 2 bits starts each stage from the last one's weights. A step calibrate after this one
     sets the ranges anew instead. Tensors of other widths (first and last layer, logits) stay as they are.
     """

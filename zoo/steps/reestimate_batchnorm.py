@@ -17,7 +17,8 @@ class ReestimateBatchnorm:
     """Cumulative moving average over ``batches`` batches in train mode (Nagel et al. 2022, section 3.2).
 
     The images are cropped and flipped as those of the last step train were, unless ``augment`` says otherwise: crops of
-    padded images have other statistics than whole ones, and the weights have learned for theirs.
+    padded images have other statistics than whole ones, and the weights have learned for theirs. A last batch that is
+    not full would count as much as the others, and is left out unless it is the only one.
     """
 
     batches: int = 50
@@ -47,7 +48,7 @@ class ReestimateBatchnorm:
         draws = ctx.generator() if (ctx.augmented if self.augment is None else self.augment) else None
         batches = ctx.calibration.batches(self.batch, limit, draws)
         for batch in ctx.progress(batches, "batch norm", -(-limit // self.batch)):
-            if len(batch) > 1:
+            if len(batch) == min(self.batch, limit):
                 net(batch)
         # a training that follows keeps its moving averages
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -51,9 +51,11 @@ class Train:
     decay of an average of the network, which is the result then. ``distill`` is the teacher's share of the loss; the
     teacher is the recipe's ``teacher``, for a Q-graph without one the float parent.
 
-    A Q-graph's ranges are learned by ``quantizer``, a file of ``zoo/quant/learned``, at the peak rate ``lr_scale``,
-    which does not change with ``lr`` or ``batch``: with SGD in the publication's units (left out: the rate of the
-    weights, as the publications have it), with AdamW as a share of the range per step (left out: 0.001). ``dampen``,
+    A Q-graph's ranges are learned by ``quantizer``, a file of ``zoo/quant/learned``, at the peak rate ``lr_scale``
+    (left out: 0.001), which does not change with ``lr`` or ``batch``: with SGD in the publication's units, with AdamW
+    as a share of the range per step. The units differ: at one rate TQT, whose gradient is normalised, moves ranges of
+    activations far more than LSQ, LSQ+ and PACT do. At the rate of the weights, as Esser et al. 2020 have it for LSQ,
+    ranges of many bits can run away. ``dampen``,
     ``freeze``, ``standardize`` (weight normalisation) and ``sparsify`` are for a Q-graph too. ``oscillations``
     measures which weights oscillate, for the record's notes.
 
@@ -145,7 +147,9 @@ class Train:
         if self.standardize:
             standardize.start(net)
         rate = self.lr * self.batch / 128
-        scale_rate = self.lr_scale if self.lr_scale is not None else (1e-3 if self.optimizer == "adamw" else rate)
+        # all images, where they are fewer than a batch; several processes share them evenly
+        batch = min(self.batch, len(data) // ranks.count() * ranks.count() or self.batch)
+        scale_rate = 1e-3 if self.lr_scale is None else self.lr_scale
         parameters, parts = optimizers.groups(net, lr=rate, weight_decay=self.weight_decay, lr_scale=scale_rate)
         if not parameters:
             raise RecipeError("train: this graph has nothing to learn; put train before integerize")
@@ -155,7 +159,7 @@ class Train:
             net, ranks.parallel(torch.compile(net) if self.compile else net), data,
             optimizers.optimizer(self.optimizer, parts, self.momentum),
             Objective(self.label_smoothing, self.distill, self.temperature), lambda step: 1.0, ctx.generator(),
-            Log(ctx.position, int((torch.bincount(data.labels) > 0).sum()), self.patience), self.batch, self.epochs,
+            Log(ctx.position, int((torch.bincount(data.labels) > 0).sum()), self.patience), batch, self.epochs,
             self.bf16, learners, teacher, Average(net, self.ema) if self.ema else None, self.dampen,
             Frozen(net, self.freeze) if self.freeze else Oscillations(net) if self.oscillations else None,
             self.sparsify, snapshots,

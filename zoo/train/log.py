@@ -57,7 +57,9 @@ class Log:
     def finite(self, loss: float, step: int) -> None:
         """Raise QuantError unless the loss is finite."""
         if not math.isfinite(loss):
-            raise QuantError(f"train: the loss is not finite at step {step}; lower lr")
+            raise QuantError(
+                f"train: the loss is not finite at step {step}; lower lr, or lr_scale where ranges are learned"
+            )
 
     def close(self, epoch: Epoch, *, step: int, lr: float, holdout: float | None) -> None:
         """Add an epoch; QuantError when the last ``patience`` ones were at chance."""
@@ -72,7 +74,7 @@ class Log:
         if self.classes > 1 and len(last) == self.patience and all(row["accuracy"] < chance for row in last):
             raise QuantError(
                 f"train: {self.patience} epochs at chance level ({last[-1]['accuracy']:.1f} % of {self.classes} "
-                "classes); lower lr, or start from more bits"
+                "classes); lower lr, or lr_scale where ranges are learned, or start from more bits"
             )
 
 

@@ -12,10 +12,11 @@ from zoo.train.layers import low_bit
 def start(net: fx.GraphModule) -> None:
     """Let low-bit layers with a BatchNorm quantize ``(w - mean) / std`` times the deviation that they start with.
 
-    The factor keeps calibrated ranges valid. Other layers have nothing behind them that would undo the shift.
+    The factor keeps calibrated ranges valid. Other layers have nothing behind them that would undo the shift, and a
+    channel of one weight has no deviation.
     """
     for layer in low_bit(net):
-        if layer.norm is not None:
+        if layer.norm is not None and layer.weight[0].numel() > 1:
             layer.standard_deviation = layer.weight.flatten(1).std(1)
 
 
