@@ -32,7 +32,9 @@ from zoo.results import dump
 
 _DATASETS = {
     "cifar10": "uoft-cs/cifar10", "imagenet": "ILSVRC/imagenet-1k", "fashion-mnist": "zalando-datasets/fashion_mnist",
+    "fashion-mnist-5k": "zalando-datasets/fashion_mnist",
 }  # fmt: skip
+_SPLIT = re.compile(r"-(?:train|test|val[0-9]*|calib[0-9]*)(?:-held-out)?\Z")
 _OF_A_MACHINE = re.compile(r"(?<![\w.:/*}])(?:/[\w.~-]+/|[A-Z]:\\|~/)\S*")
 _LOSS = 1.0  # points of accuracy: more says that the network in timm is another one
 _OWN_WORDS = re.compile(r" (?:output|hub\.\w+)=\S+")
@@ -269,13 +271,14 @@ class _Draft:
 
 
 def _facts(address: Address, recipe: Recipe, read: Checkpoint, timm_top1: float | None) -> dict[str, Any]:
-    name = str(read.metrics["data"]["name"])
+    # cifar100-test, cifar10-c-test and imagenette-val are other data sets
+    dataset = _DATASETS.get(_SPLIT.sub("", str(read.metrics["data"]["name"])))
     weights = recipe.model.get("weights") or {}
     sources = [s for s in weights.get("sources", ()) if s.get("kind") == "hub"]
     if not read.config["license"] or read.config["license"] == "unknown":
         raise ModelError(f"{recipe.name}: the licence of the float parent is not stated; set model.license")
     return {
         "repo": address.repo,
-        "datasets": tuple(hub_id for prefix, hub_id in _DATASETS.items() if name.startswith(prefix)),
+        "datasets": (dataset,) if dataset else (),
         "base_model": str(sources[0]["repo_id"]) if sources else "", "timm_top1": timm_top1,
     }  # fmt: skip
