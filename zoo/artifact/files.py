@@ -188,11 +188,14 @@ def content(folder: Path, name: str, hashes: Mapping[str, str], most: int | None
     return data
 
 
-def regular(path: Path, label: Any, most: int | None = TEXT_LIMIT) -> bytes:
-    """Return a file's bytes, at most ``most``; a pipe, a device, a link out of its folder raise ArtifactError."""
+def regular(path: Path, label: Any, most: int | None = TEXT_LIMIT, root: Path | None = None) -> bytes:
+    """Return a file's bytes, at most ``most``; a pipe, a device, a link out of ``root`` raise ArtifactError.
+
+    ``root`` is the checkpoint's folder, where that is not the file's own.
+    """
     if not os.path.lexists(path):
         raise ArtifactError(f"{label}: missing; this is not a checkpoint folder")
-    _refuse_outside(path.parent, path)
+    _refuse_outside(root or path.parent, path)
     try:
         # a pipe without a writer would wait for ever
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -207,9 +210,9 @@ def regular(path: Path, label: Any, most: int | None = TEXT_LIMIT) -> bytes:
         raise ArtifactError(f"{label}: cannot be read ({error.strerror or error}); check its permissions") from None
 
 
-def parse(path: Path, label: Any) -> Any:
+def parse(path: Path, label: Any, root: Path | None = None) -> Any:
     """Return the value of a JSON file; what ``regular`` and ``parse_text`` refuse raises ArtifactError."""
-    return parse_text(regular(path, label), label)
+    return parse_text(regular(path, label, root=root), label)
 
 
 def parse_text(data: bytes, label: Any) -> Any:

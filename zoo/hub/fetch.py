@@ -201,11 +201,15 @@ def _manifest(hub: Hub, repo: str, commit: str, entry: Entry | None, where: str)
         return manifest_files(hub.download(repo, commit, files.MANIFEST, again=True), where)
 
 
-def manifest_files(path: Path, where: str) -> dict[str, File]:
-    """Return name -> file of a manifest; HubError for anything that no manifest of ours says."""
-    label = f"{where}: {files.MANIFEST}"
+def manifest_files(path: Path, where: str, name: str = files.MANIFEST) -> dict[str, File]:
+    """Return name -> file of a manifest; HubError for anything that no manifest of ours says.
+
+    ``name`` is the manifest's own in its repository, from which ``path`` was fetched.
+    """
+    label = f"{where}: {name}"
     try:
-        value = files.parse(path, label)
+        # the client's links lead from below snapshots/COMMIT to the blobs beside that folder
+        value = files.parse(path, label, path.parents[name.count("/")])
     except ArtifactError as error:
         raise HubError(str(error)) from None
     listed = value.get("files") if isinstance(value, dict) and value.get("format_version") == 1 else None

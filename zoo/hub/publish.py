@@ -138,26 +138,24 @@ def _commit(hub: Hub, tag: str, draft: _Draft, parent: str) -> str:
     if parent and not before and _has(hub, repo, parent, "config.json"):
         raise HubError(f"{repo}: holds another kind of model, which would be lost; choose another repository")
     paths = draft.paths(tag) | draft.signature(tag)
-    delete = set(before) - set(wanted)
+    # the hub refuses a commit that deletes what someone else deleted before
+    delete = {name for name in set(before) - set(wanted) if _has(hub, repo, parent, name)}
     if parent and files.SIGNATURE not in paths and _has(hub, repo, parent, files.SIGNATURE):
         delete.add(files.SIGNATURE)
     return hub.commit(repo, paths, sorted(delete), parent, f"{tag}: {len(paths)} files")
 
 
-def _manifests(wanted: Mapping[str, File]) -> dict[str, str]:
-    return {name: file.sha256 for name, file in wanted.items() if Path(name).name != files.MANIFEST}
-
-
 def _listed(hub: Hub, repo: str, commit: str) -> dict[str, str]:
-    """Return the files of the checkpoint at a commit with their sha256; none where it holds no checkpoint."""
+    """Return the checkpoint's files at a commit, manifests included, with their sha256; none where there is none."""
     found: dict[str, str] = {}
     for manifest in (files.MANIFEST, f"timm/{files.MANIFEST}"):
         prefix = manifest.removesuffix(files.MANIFEST)
         try:
-            listed = manifest_files(hub.download(repo, commit, manifest), f"{repo}@{commit[:12]}")
+            path = hub.download(repo, commit, manifest)
         except Missing:
             continue
-        found |= {prefix + name: file.sha256 for name, file in listed.items()}
+        listed = manifest_files(path, f"{repo}@{commit[:12]}", manifest)
+        found |= {prefix + name: file.sha256 for name, file in listed.items()} | {manifest: files.sha256(path)}
     return found
 
 
@@ -255,7 +253,7 @@ class _Draft:
     def published(self, hub: Hub, tag: str, commit: str) -> bool:
         """Tell whether a commit holds this very content."""
         repo, wanted = self.address.repo, self.hashes(tag)
-        same = _listed(hub, repo, commit) == _manifests(wanted)
+        same = _listed(hub, repo, commit) == {name: file.sha256 for name, file in wanted.items()}
         return same and _arrived(hub, repo, commit, wanted) and self.endorsed(hub, tag, commit)
 
     def release(self, tag: str, commit: str, *, new: bool, dry: bool) -> Released:
