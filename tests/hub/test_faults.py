@@ -41,7 +41,8 @@ def nothing(user: User, repo: str) -> bool:
 
 ONCE: dict[str, dict[str, Any]] = {
     "500": {"match": "^GET /org/held/resolve", "kind": "status", "status": 500},
-    "429": {"match": "^HEAD /org/held/resolve", "kind": "status", "status": 429},
+    "no size told": {"match": "^HEAD /org/held/resolve", "kind": "status", "status": 500},
+    "429": {"match": "^HEAD /org/held/resolve", "kind": "status", "status": 429, "times": 2},
     "503 at the storage": {"match": "^GET /_store", "kind": "status", "status": 503},
     "cut body": {"match": "^GET /_store", "kind": "cut", "bytes": 1000},
     "flipped byte in the weights": {"match": "^GET /_store", "kind": "flip", "at": 5000},

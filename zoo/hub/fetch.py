@@ -1,7 +1,8 @@
 """Fetch a published checkpoint into a verified folder of our own cache. Needs no torch.
 
-The client checks sizes only: a byte that changed on the way is kept under the right name. So every file is hashed here
-before anyone parses it, and what is kept are plain files, no links into the client's cache.
+The client checks sizes only, against those that the hub says: a byte that changed on the way is kept under the right
+name, and a file of any size is fetched. So the hub is asked for each size first, every file is hashed here before
+anyone parses it, and what is kept are plain files, no links into the client's cache.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from zoo.hub.client import Hub, Remote
 from zoo.hub.folder import Folder
 from zoo.hub.index import Entry, File
 from zoo.hub.names import TAG, Address, is_commit, parse
-from zoo.hub.refusals import Altered, Missing, Unreachable
+from zoo.hub.refusals import Altered, Missing, TooLarge, Unreachable
 from zoo.progress import bar
 from zoo.results import write_text
 
@@ -122,7 +123,7 @@ def _download(hub: Hub, repo: str, commit: str, folder: Path, entry: Entry | Non
         paths = _all(hub, repo, commit, manifest)
     except (Altered, Missing):
         # without an index nothing but its own files vouches for a manifest: it may be what was altered on the way
-        again = manifest if entry else manifest_files(hub.download(repo, commit, files.MANIFEST, again=True), where)
+        again = manifest if entry else manifest_files(fetch_text(hub, repo, commit, files.MANIFEST, again=True), where)
         if again == manifest:
             raise
         paths, manifest = _all(hub, repo, commit, again), again
@@ -154,7 +155,7 @@ def _check_signature(hub: Hub, repo: str, commit: str, folder: Path, key: str) -
     # one that does not hold may have been altered on the way
     for again in (False, True):
         try:
-            fetched = hub.download(repo, commit, files.SIGNATURE, again=again)
+            fetched = fetch_text(hub, repo, commit, files.SIGNATURE, again=again)
         except Missing:
             raise ArtifactError(f"{repo}@{commit[:12]}: was not signed; leave verify= out, or ask its publisher"
                                 ) from None  # fmt: skip
@@ -194,11 +195,11 @@ def _manifest(hub: Hub, repo: str, commit: str, entry: Entry | None, where: str)
     if entry is not None and files.MANIFEST in entry.files:
         path = fetch_file(hub, repo, commit, files.MANIFEST, entry.files[files.MANIFEST])
         return manifest_files(path, where)
-    path = hub.download(repo, commit, files.MANIFEST)
+    path = fetch_text(hub, repo, commit, files.MANIFEST)
     try:
         return manifest_files(path, where)
     except HubError:
-        return manifest_files(hub.download(repo, commit, files.MANIFEST, again=True), where)
+        return manifest_files(fetch_text(hub, repo, commit, files.MANIFEST, again=True), where)
 
 
 def manifest_files(path: Path, where: str, name: str = files.MANIFEST) -> dict[str, File]:
@@ -233,15 +234,34 @@ def _file(name: str, fields: Any, label: str) -> File:
     return File(digest, size)
 
 
+def fetch_text(hub: Hub, repo: str, commit: str, name: str, *, again: bool = False) -> Path:
+    """Return a JSON file of which no hash is known, unverified; TooLarge, before it is fetched, for more bytes."""
+    size = hub.size(repo, commit, name, again=again)
+    if size is not None and size > files.TEXT_LIMIT and not again:
+        again = True  # what is too large may be a damaged file of the client's cache
+        size = hub.size(repo, commit, name, again=True)
+    if size is not None and size > files.TEXT_LIMIT:
+        raise TooLarge(f"{repo}@{commit[:12]}: {name}: has {size:,} bytes, at most {files.TEXT_LIMIT:,} are fetched; "
+                       "do not use this checkpoint")  # fmt: skip
+    return hub.download(repo, commit, name, again=again)
+
+
 def fetch_file(hub: Hub, repo: str, commit: str, name: str, file: File, cache: Path | None = None) -> Path:
-    """Return a file of the client's cache whose sha256 is right; a wrong one is dropped and fetched once more."""
-    path = hub.download(repo, commit, name, cache=cache)
-    if not _difference(path, file):
-        return path
-    path = hub.download(repo, commit, name, again=True, cache=cache)
-    if different := _difference(path, file):
-        raise Altered(f"{repo}@{commit[:12]}: {name}: {different}, twice; the file was altered: tell its publisher")
-    return path
+    """Return a file of the client's cache whose sha256 is right; a wrong one is dropped and fetched once more.
+
+    Raises Altered for one that is wrong twice; what the hub says to be of another size is not fetched.
+    """
+    different = ""
+    for again in (False, True):
+        size = hub.size(repo, commit, name, again=again, cache=cache)
+        if size is not None and size != file.size:
+            different = f"has {size} bytes, expected {file.size}"
+            continue
+        path = hub.download(repo, commit, name, again=again, cache=cache)
+        different = _difference(path, file)
+        if not different:
+            return path
+    raise Altered(f"{repo}@{commit[:12]}: {name}: {different}, twice; the file was altered: tell its publisher")
 
 
 def _difference(path: Path, file: File) -> str:

@@ -22,10 +22,10 @@ from zoo.errors import ArtifactError, HubError, ModelError
 from zoo.hub import index
 from zoo.hub.client import Hub
 from zoo.hub.dequantize import write_timm
-from zoo.hub.fetch import check_published, manifest_files, open_hub
+from zoo.hub.fetch import check_published, fetch_text, manifest_files, open_hub
 from zoo.hub.index import Entry, File
 from zoo.hub.names import TAG, Address, parse
-from zoo.hub.refusals import Altered, Missing, Tokenless
+from zoo.hub.refusals import Altered, Missing, Tokenless, TooLarge
 from zoo.hub.rescore import check_accuracy, images_of, recipe_of, top1
 from zoo.recipe import Recipe
 from zoo.results import dump
@@ -151,7 +151,7 @@ def _listed(hub: Hub, repo: str, commit: str) -> dict[str, str]:
     for manifest in (files.MANIFEST, f"timm/{files.MANIFEST}"):
         prefix = manifest.removesuffix(files.MANIFEST)
         try:
-            path = hub.download(repo, commit, manifest)
+            path = fetch_text(hub, repo, commit, manifest)
         except Missing:
             continue
         listed = manifest_files(path, f"{repo}@{commit[:12]}", manifest)
@@ -161,7 +161,8 @@ def _listed(hub: Hub, repo: str, commit: str) -> dict[str, str]:
 
 def _has(hub: Hub, repo: str, commit: str, name: str) -> bool:
     try:
-        hub.download(repo, commit, name)
+        if hub.size(repo, commit, name) is None:
+            hub.download(repo, commit, name)
     except Missing:
         return False
     return True
@@ -244,9 +245,9 @@ class _Draft:
         half = self.scratch / "public.pem"
         half.write_text(signing.public(self.options.sign), encoding="ascii")
         try:
-            held = hub.download(self.address.repo, commit, files.SIGNATURE)
+            held = fetch_text(hub, self.address.repo, commit, files.SIGNATURE)
             signing.verify(self.build(tag), half, held)
-        except (Missing, ArtifactError):
+        except (Missing, TooLarge, ArtifactError):
             return False
         return True
 
