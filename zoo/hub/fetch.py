@@ -54,16 +54,16 @@ def pull(name: str, key: str = "") -> Pulled:
 
     A name of the index is fetched at the commit and with the hashes that the index has. Any other address is resolved
     once to a full commit, and its files are checked against its own manifest. What is in the cache is hashed again; if
-    it is right, no request is sent (a branch without a version is asked for its newest commit when online). A file
-    that arrives altered is fetched once more. With ``key``, a PEM file with a public key, the checkpoint's signature is
-    fetched too and has to hold.
+    it is right, no request is sent (a branch without a version is asked for its newest commit when online). What one
+    hub gave for an address never stands for another hub's. A file that arrives altered is fetched once more. With
+    ``key``, a PEM file with a public key, the checkpoint's signature is fetched too and has to hold.
 
     Raises HubError when the hub cannot be reached, refuses or lacks it, when a file arrives altered twice and when the
     disk is full; what was cached before stays. Raises ArtifactError for a checkpoint that this key did not sign.
     """
     entry = index.read().get(name)
     address = parse(f"{entry.repo}@{entry.commit}" if entry else name)
-    place = cache_dir() / "hub" / address.repo.replace("/", "--")
+    place = _place(address, entry)
     commit, hub = _commit(address, place, entry)
     folder = place / commit
     known = _verified(folder, entry)
@@ -77,6 +77,15 @@ def pull(name: str, key: str = "") -> Pulled:
     return Pulled(folder, address.repo, commit, known)
 
 
+def _place(address: Address, entry: Entry | None) -> Path:
+    name = address.repo.replace("/", "--")
+    if entry is None:
+        # nothing but a hub's word says which content a commit is: what one hub gave must not stand for another's;
+        # no repository has -- in its name
+        name += "--" + hashlib.sha256(open_hub(address).label.encode()).hexdigest()[:12]
+    return cache_dir() / "hub" / name
+
+
 def _commit(address: Address, place: Path, entry: Entry | None) -> tuple[str, Hub | None]:
     """Return the full commit, and the hub if it had to be asked."""
     revision = address.revision
@@ -86,8 +95,7 @@ def _commit(address: Address, place: Path, entry: Entry | None) -> tuple[str, Hu
     if is_commit(revision) and entry is not None:
         # A share that mirrors the hub has commits of its own; the index's hashes say whether the content is the same.
         return hub.resolve(address.repo, entry.tag), hub
-    label = hashlib.sha256(hub.label.encode()).hexdigest()[:12]
-    note = place / "refs" / label / hashlib.sha256(revision.encode()).hexdigest()[:24]
+    note = place / "refs" / hashlib.sha256(revision.encode()).hexdigest()[:24]
     noted = note.read_text(encoding="utf-8", errors="replace").strip() if note.is_file() else ""
     if is_commit(noted) and TAG.match(revision) and (place / noted).is_dir():
         return noted, hub  # tags of this kind never move
