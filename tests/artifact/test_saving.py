@@ -138,6 +138,48 @@ def test_a_file_added_to_a_checkpoint_is_not_lost(network: Network, folder: Path
     assert (folder / "mine.txt").exists()
 
 
+FOREIGN = {
+    "a browser extension": {
+        "manifest.json": '{"manifest_version": 3, "name": "mine"}', "README.md": "mine", "config.json": "{}",
+    },
+    "a list of its own": {
+        "manifest.json": '{"files": {"src/main.js": "x", "thesis.tex": "y"}}', "src/main.js": "code", "thesis.tex": "t",
+    },
+    "a list of another version, beside weights": {
+        "manifest.json": '{"format_version": 2, "files": {"model.safetensors": {}, "thesis.tex": {}}}',
+        "model.safetensors": "weights", "config.json": "{}", "thesis.tex": "t",
+    },
+    "a list without weights": {
+        "manifest.json": '{"format_version": 1, "files": {"config.json": {}, "thesis.tex": {}}}', "config.json": "{}",
+        "thesis.tex": "t",
+    },
+    "weights without a manifest": {"model.safetensors": "weights", "config.json": "{}", "README.md": "mine"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_a_folder_of_another_program_is_not_lost(case: str, network: Network, tmp_path: Path) -> None:
+    for name, text in FOREIGN[case].items():
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_text(text)
+    assert "would be lost" in refusal(network, tmp_path / "mine")
+    left = {p.relative_to(tmp_path / "mine").as_posix(): p.read_text()
+            for p in (tmp_path / "mine").rglob("*") if p.is_file()}  # fmt: skip
+    assert left == FOREIGN[case]
+
+
+def test_what_a_checkpoints_own_manifest_lists_is_replaced(network: Network, folder: Path) -> None:
+    (folder / "timm").mkdir()
+    (folder / "timm" / "config.json").write_text("{}")
+    manifest = json.loads((folder / files.MANIFEST).read_text())
+    manifest["files"]["timm/config.json"] = {"sha256": files.sha256(folder / "timm" / "config.json"), "size": 2}
+    (folder / files.MANIFEST).write_text(json.dumps(manifest))
+    checkpoint.read(folder)
+    network.save(folder)
+    checkpoint.read(folder)
+    assert not (folder / "timm").exists()
+
+
 def test_a_damaged_checkpoint_and_an_empty_folder_are_replaced(network: Network, folder: Path) -> None:
     (folder / "manifest.json").write_text("{")
     network.save(folder)

@@ -26,22 +26,28 @@ def held(server: Server, small: dict[str, Path]) -> str:
     return "org/held"
 
 
+def cached(user: User, repo: str) -> list[Path]:
+    """Return what the user's cache holds of this repository, of whichever hub."""
+    name, place = repo.replace("/", "--"), user.home / "zoo" / "hub"
+    return [p for pattern in (f"{name}/*", f"{name}--*/*") for p in place.glob(pattern) if p.name != "refs"]
+
+
 def right(user: User, small: dict[str, Path], repo: str) -> bool:
     """Tell whether exactly the right files lie in the user's cache; an empty folder that a kill left is no file."""
-    place = user.home / "zoo" / "hub" / repo.replace("/", "--")
-    folders = [p for p in place.glob("*") if p.name != "refs" and any(p.iterdir())]
+    folders = [p for p in cached(user, repo) if any(p.iterdir())]
     wanted = {p.name: files.sha256(p) for p in small["first"].iterdir()}
     return len(folders) == 1 and {p.name: files.sha256(p) for p in folders[0].iterdir()} == wanted
 
 
 def nothing(user: User, repo: str) -> bool:
     """Tell whether the user's cache holds no checkpoint of this repository, whole or in part."""
-    return [p for p in (user.home / "zoo" / "hub" / repo.replace("/", "--")).glob("*") if p.name != "refs"] == []
+    return cached(user, repo) == []
 
 
 ONCE: dict[str, dict[str, Any]] = {
     "500": {"match": "^GET /org/held/resolve", "kind": "status", "status": 500},
-    "429": {"match": "^HEAD /org/held/resolve", "kind": "status", "status": 429},
+    "no size told": {"match": "^HEAD /org/held/resolve", "kind": "status", "status": 500},
+    "429": {"match": "^HEAD /org/held/resolve", "kind": "status", "status": 429, "times": 2},
     "503 at the storage": {"match": "^GET /_store", "kind": "status", "status": 503},
     "cut body": {"match": "^GET /_store", "kind": "cut", "bytes": 1000},
     "flipped byte in the weights": {"match": "^GET /_store", "kind": "flip", "at": 5000},
@@ -110,7 +116,7 @@ def test_a_manifest_names_no_file_elsewhere(name: str, user: User, server: Serve
 
 def test_a_damaged_or_half_cache_is_mended(user: User, server: Server, small: dict[str, Path], held: str) -> None:
     assert user.run(PULL, held).rc == 0
-    (folder,) = (p for p in (user.home / "zoo" / "hub" / "org--held").iterdir() if p.name != "refs")
+    (folder,) = cached(user, held)
     blobs = [p for p in (user.home / "hf").rglob("blobs/*") if p.is_file()]
     assert len(blobs) == 6
     for damage in ("flip", "half", "missing"):

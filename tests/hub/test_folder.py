@@ -107,14 +107,28 @@ def test_a_wrong_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_a_file_of_another_size_is_not_read(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("told", [True, False])
+def test_a_file_of_another_size_is_not_read(
+    tmp_path: Path, size: int, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub, source = Folder(tmp_path / "share"), tmp_path / "file"
     source.write_text("abc")
     hub.create("org/net", private=False)
     commit = hub.commit("org/net", {"a": source}, [], "", "one")
+    fetched: list[str] = []
+    download = hub.download
+
+    def counted(repo: str, commit: str, name: str, *, again: bool = False, cache: Path | None = None) -> Path:
+        fetched.append(name)
+        return download(repo, commit, name)
+
+    assert hub.size("org/net", commit, "a") == 3
+    monkeypatch.setattr(hub, "size", lambda *_, **more: 3 if told else None)
+    monkeypatch.setattr(hub, "download", counted)
     monkeypatch.setattr(files, "sha256", lambda path: pytest.fail("it was hashed"))
     with pytest.raises(HubError, match=f"a: has 3 bytes, expected {size}, twice"):
         fetch.fetch_file(hub, "org/net", commit, "a", File("0" * 64, size))
+    assert fetched == ([] if told else ["a", "a"]), "a hub that tells no size is asked for the file itself"
 
 
 def test_a_share_that_cannot_be_written(tmp_path: Path) -> None:
@@ -188,7 +202,8 @@ def test_a_folder_that_another_process_placed_meanwhile_is_left_as_it_is(
         return every(hub, repo, commit, manifest)
 
     def folder(commit: str) -> Path:
-        return tmp_path / "cache" / "hub" / "org--net" / commit
+        (found,) = (tmp_path / "cache" / "hub").glob(f"*/{commit}")
+        return found
 
     monkeypatch.setattr(fetch, "_all", slow)
     pulled = fetch.pull(f"{share}/org/net@v1")

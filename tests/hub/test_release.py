@@ -200,7 +200,7 @@ def test_a_run_publishes_what_it_made(user: User, server: Server) -> None:
     far = user.run(LOAD, "org/made@v1")
     here = user.run(LOAD, str(user.home / "out" / "resnet8_fashion_w8a8" / "checkpoint"))
     assert far.rc == 0 and far.out == here.out, far.err
-    metrics = json.loads(next((user.home / "zoo" / "hub" / "org--made").glob("*/metrics.json")).read_text())
+    metrics = json.loads(next((user.home / "zoo" / "hub").glob("org--made--*/*/metrics.json")).read_text())
     assert "output=" not in metrics["command"] and "hub." not in metrics["command"]
 
 

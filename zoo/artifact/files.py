@@ -95,14 +95,17 @@ def _refuse_others(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: is a file; a checkpoint needs a folder of its own, choose another name")
-    known = set(NAMES)
-    with contextlib.suppress(ArtifactError, AttributeError, TypeError):
-        known |= set(parse(folder / MANIFEST, folder / MANIFEST).get("files"))
+    known, ours = set(NAMES), False
+    with contextlib.suppress(ArtifactError):
+        known |= set(_entries(folder))
+        ours = True
     for path in folder.rglob("*"):
         if path.relative_to(folder).as_posix() not in known and not (path.is_dir() and not path.is_symlink()):
             raise ArtifactError(f"{path}: is no part of a checkpoint and would be lost; choose another folder")
+    # other programs have a manifest.json and a README.md too; a damaged checkpoint still has its weights
+    damaged = all((folder / name).is_file() for name in (MANIFEST, "model.safetensors"))
     other = next(folder.iterdir(), None)
-    if other is not None and not (folder / MANIFEST).is_file():
+    if other is not None and not (ours or damaged):
         raise ArtifactError(f"{other}: would be lost, and no {MANIFEST} says that it is a checkpoint's; choose another "
                             "folder")  # fmt: skip
 
@@ -112,6 +115,16 @@ def verify(folder: Path) -> dict[str, str]:
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise ArtifactError(f"{folder}: no such folder; give a checkpoint's path or a name of list_checkpoints()")
+    files = _entries(folder)
+    if len(files) > _MAX_FILES:
+        raise ArtifactError(f"{folder / MANIFEST}: lists {len(files):,} files, at most {_MAX_FILES:,} can be right")
+    if sum(_size(folder / name) for name in files) > _MOST:
+        raise ArtifactError(f"{folder / MANIFEST}: lists files of more than {_MOST:,} bytes; do not use it")
+    return {name: _verified(folder, name, entry) for name, entry in sorted(files.items())}
+
+
+def _entries(folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint's manifest lists; ArtifactError for a manifest that is none of ours."""
     manifest = parse(folder / MANIFEST, folder / MANIFEST)
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if type(version) is not int or version != 1:
@@ -121,11 +134,7 @@ def verify(folder: Path) -> dict[str, str]:
     if not isinstance(files, dict) or not {"model.safetensors", "config.json"} <= set(files):
         raise ArtifactError(f"{folder / MANIFEST}: must list model.safetensors and config.json; "
                             "fetch the checkpoint again")  # fmt: skip
-    if len(files) > _MAX_FILES:
-        raise ArtifactError(f"{folder / MANIFEST}: lists {len(files):,} files, at most {_MAX_FILES:,} can be right")
-    if sum(_size(folder / name) for name in files) > _MOST:
-        raise ArtifactError(f"{folder / MANIFEST}: lists files of more than {_MOST:,} bytes; do not use it")
-    return {name: _verified(folder, name, entry) for name, entry in sorted(files.items())}
+    return files
 
 
 def _size(path: Path) -> int:
@@ -179,11 +188,14 @@ def content(folder: Path, name: str, hashes: Mapping[str, str], most: int | None
     return data
 
 
-def regular(path: Path, label: Any, most: int | None = TEXT_LIMIT) -> bytes:
-    """Return a file's bytes, at most ``most``; a pipe, a device, a link out of its folder raise ArtifactError."""
+def regular(path: Path, label: Any, most: int | None = TEXT_LIMIT, root: Path | None = None) -> bytes:
+    """Return a file's bytes, at most ``most``; a pipe, a device, a link out of ``root`` raise ArtifactError.
+
+    ``root`` is the checkpoint's folder, where that is not the file's own.
+    """
     if not os.path.lexists(path):
         raise ArtifactError(f"{label}: missing; this is not a checkpoint folder")
-    _refuse_outside(path.parent, path)
+    _refuse_outside(root or path.parent, path)
     try:
         # a pipe without a writer would wait for ever
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -198,9 +210,9 @@ def regular(path: Path, label: Any, most: int | None = TEXT_LIMIT) -> bytes:
         raise ArtifactError(f"{label}: cannot be read ({error.strerror or error}); check its permissions") from None
 
 
-def parse(path: Path, label: Any) -> Any:
+def parse(path: Path, label: Any, root: Path | None = None) -> Any:
     """Return the value of a JSON file; what ``regular`` and ``parse_text`` refuse raises ArtifactError."""
-    return parse_text(regular(path, label), label)
+    return parse_text(regular(path, label, root=root), label)
 
 
 def parse_text(data: bytes, label: Any) -> Any:

@@ -41,6 +41,12 @@ class Hub(Protocol):
     def tags(self, repo: str) -> dict[str, str]:
         """Return tag -> commit."""
 
+    def size(self, repo: str, commit: str, name: str, *, again: bool = False, cache: Path | None = None) -> int | None:
+        """Return the bytes of the file that ``download`` would return; None where the hub does not tell.
+
+        Raises Missing where the hub says that there is no such file.
+        """
+
     def download(self, repo: str, commit: str, name: str, *, again: bool = False, cache: Path | None = None) -> Path:
         """Return a file of a commit, unverified; ``again`` bypasses the cache, ``cache`` replaces it."""
 
@@ -91,6 +97,23 @@ class Remote:
         """Return the tags with their commits."""
         with self._plain(repo):
             return {tag.name: tag.target_commit for tag in self.api.list_repo_refs(repo).tags}
+
+    def size(self, repo: str, commit: str, name: str, *, again: bool = False, cache: Path | None = None) -> int | None:
+        """Return what one request for the file's head says; a file in the client's cache costs none."""
+        from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+
+        try:
+            with self._plain(repo, commit, name):
+                held = None if again else try_to_load_from_cache(repo, name, cache_dir=cache, revision=commit)
+                if isinstance(held, str):
+                    return os.path.getsize(held)
+                url = hf_hub_url(repo, name, revision=commit, endpoint=self.label)
+                told = self.api.get_hf_file_metadata(url=url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        except Missing:
+            raise
+        except HubError:  # the download asks again, with the client's own patience, and says what is wrong
+            return None
+        return None if told.size is None else int(told.size)
 
     def download(
         self, repo: str, commit: str, name: str, *, again: bool = False, cache: Path | None = None, local: bool = False

@@ -1,7 +1,8 @@
 """Fetch a published checkpoint into a verified folder of our own cache. Needs no torch.
 
-The client checks sizes only: a byte that changed on the way is kept under the right name. So every file is hashed here
-before anyone parses it, and what is kept are plain files, no links into the client's cache.
+The client checks sizes only, against those that the hub says: a byte that changed on the way is kept under the right
+name, and a file of any size is fetched. So the hub is asked for each size first, every file is hashed here before
+anyone parses it, and what is kept are plain files, no links into the client's cache.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from zoo.hub.client import Hub, Remote
 from zoo.hub.folder import Folder
 from zoo.hub.index import Entry, File
 from zoo.hub.names import TAG, Address, is_commit, parse
-from zoo.hub.refusals import Altered, Missing, Unreachable
+from zoo.hub.refusals import Altered, Missing, TooLarge, Unreachable
 from zoo.progress import bar
 from zoo.results import write_text
 
@@ -53,16 +54,16 @@ def pull(name: str, key: str = "") -> Pulled:
 
     A name of the index is fetched at the commit and with the hashes that the index has. Any other address is resolved
     once to a full commit, and its files are checked against its own manifest. What is in the cache is hashed again; if
-    it is right, no request is sent (a branch without a version is asked for its newest commit when online). A file
-    that arrives altered is fetched once more. With ``key``, a PEM file with a public key, the checkpoint's signature is
-    fetched too and has to hold.
+    it is right, no request is sent (a branch without a version is asked for its newest commit when online). What one
+    hub gave for an address never stands for another hub's. A file that arrives altered is fetched once more. With
+    ``key``, a PEM file with a public key, the checkpoint's signature is fetched too and has to hold.
 
     Raises HubError when the hub cannot be reached, refuses or lacks it, when a file arrives altered twice and when the
     disk is full; what was cached before stays. Raises ArtifactError for a checkpoint that this key did not sign.
     """
     entry = index.read().get(name)
     address = parse(f"{entry.repo}@{entry.commit}" if entry else name)
-    place = cache_dir() / "hub" / address.repo.replace("/", "--")
+    place = _place(address, entry)
     commit, hub = _commit(address, place, entry)
     folder = place / commit
     known = _verified(folder, entry)
@@ -76,6 +77,15 @@ def pull(name: str, key: str = "") -> Pulled:
     return Pulled(folder, address.repo, commit, known)
 
 
+def _place(address: Address, entry: Entry | None) -> Path:
+    name = address.repo.replace("/", "--")
+    if entry is None:
+        # nothing but a hub's word says which content a commit is: what one hub gave must not stand for another's;
+        # no repository has -- in its name
+        name += "--" + hashlib.sha256(open_hub(address).label.encode()).hexdigest()[:12]
+    return cache_dir() / "hub" / name
+
+
 def _commit(address: Address, place: Path, entry: Entry | None) -> tuple[str, Hub | None]:
     """Return the full commit, and the hub if it had to be asked."""
     revision = address.revision
@@ -85,8 +95,7 @@ def _commit(address: Address, place: Path, entry: Entry | None) -> tuple[str, Hu
     if is_commit(revision) and entry is not None:
         # A share that mirrors the hub has commits of its own; the index's hashes say whether the content is the same.
         return hub.resolve(address.repo, entry.tag), hub
-    label = hashlib.sha256(hub.label.encode()).hexdigest()[:12]
-    note = place / "refs" / label / hashlib.sha256(revision.encode()).hexdigest()[:24]
+    note = place / "refs" / hashlib.sha256(revision.encode()).hexdigest()[:24]
     noted = note.read_text(encoding="utf-8", errors="replace").strip() if note.is_file() else ""
     if is_commit(noted) and TAG.match(revision) and (place / noted).is_dir():
         return noted, hub  # tags of this kind never move
@@ -122,7 +131,7 @@ def _download(hub: Hub, repo: str, commit: str, folder: Path, entry: Entry | Non
         paths = _all(hub, repo, commit, manifest)
     except (Altered, Missing):
         # without an index nothing but its own files vouches for a manifest: it may be what was altered on the way
-        again = manifest if entry else manifest_files(hub.download(repo, commit, files.MANIFEST, again=True), where)
+        again = manifest if entry else manifest_files(fetch_text(hub, repo, commit, files.MANIFEST, again=True), where)
         if again == manifest:
             raise
         paths, manifest = _all(hub, repo, commit, again), again
@@ -154,7 +163,7 @@ def _check_signature(hub: Hub, repo: str, commit: str, folder: Path, key: str) -
     # one that does not hold may have been altered on the way
     for again in (False, True):
         try:
-            fetched = hub.download(repo, commit, files.SIGNATURE, again=again)
+            fetched = fetch_text(hub, repo, commit, files.SIGNATURE, again=again)
         except Missing:
             raise ArtifactError(f"{repo}@{commit[:12]}: was not signed; leave verify= out, or ask its publisher"
                                 ) from None  # fmt: skip
@@ -194,18 +203,22 @@ def _manifest(hub: Hub, repo: str, commit: str, entry: Entry | None, where: str)
     if entry is not None and files.MANIFEST in entry.files:
         path = fetch_file(hub, repo, commit, files.MANIFEST, entry.files[files.MANIFEST])
         return manifest_files(path, where)
-    path = hub.download(repo, commit, files.MANIFEST)
+    path = fetch_text(hub, repo, commit, files.MANIFEST)
     try:
         return manifest_files(path, where)
     except HubError:
-        return manifest_files(hub.download(repo, commit, files.MANIFEST, again=True), where)
+        return manifest_files(fetch_text(hub, repo, commit, files.MANIFEST, again=True), where)
 
 
-def manifest_files(path: Path, where: str) -> dict[str, File]:
-    """Return name -> file of a manifest; HubError for anything that no manifest of ours says."""
-    label = f"{where}: {files.MANIFEST}"
+def manifest_files(path: Path, where: str, name: str = files.MANIFEST) -> dict[str, File]:
+    """Return name -> file of a manifest; HubError for anything that no manifest of ours says.
+
+    ``name`` is the manifest's own in its repository, from which ``path`` was fetched.
+    """
+    label = f"{where}: {name}"
     try:
-        value = files.parse(path, label)
+        # the client's links lead from below snapshots/COMMIT to the blobs beside that folder
+        value = files.parse(path, label, path.parents[name.count("/")])
     except ArtifactError as error:
         raise HubError(str(error)) from None
     listed = value.get("files") if isinstance(value, dict) and value.get("format_version") == 1 else None
@@ -229,15 +242,34 @@ def _file(name: str, fields: Any, label: str) -> File:
     return File(digest, size)
 
 
+def fetch_text(hub: Hub, repo: str, commit: str, name: str, *, again: bool = False) -> Path:
+    """Return a JSON file of which no hash is known, unverified; TooLarge, before it is fetched, for more bytes."""
+    size = hub.size(repo, commit, name, again=again)
+    if size is not None and size > files.TEXT_LIMIT and not again:
+        again = True  # what is too large may be a damaged file of the client's cache
+        size = hub.size(repo, commit, name, again=True)
+    if size is not None and size > files.TEXT_LIMIT:
+        raise TooLarge(f"{repo}@{commit[:12]}: {name}: has {size:,} bytes, at most {files.TEXT_LIMIT:,} are fetched; "
+                       "do not use this checkpoint")  # fmt: skip
+    return hub.download(repo, commit, name, again=again)
+
+
 def fetch_file(hub: Hub, repo: str, commit: str, name: str, file: File, cache: Path | None = None) -> Path:
-    """Return a file of the client's cache whose sha256 is right; a wrong one is dropped and fetched once more."""
-    path = hub.download(repo, commit, name, cache=cache)
-    if not _difference(path, file):
-        return path
-    path = hub.download(repo, commit, name, again=True, cache=cache)
-    if different := _difference(path, file):
-        raise Altered(f"{repo}@{commit[:12]}: {name}: {different}, twice; the file was altered: tell its publisher")
-    return path
+    """Return a file of the client's cache whose sha256 is right; a wrong one is dropped and fetched once more.
+
+    Raises Altered for one that is wrong twice; what the hub says to be of another size is not fetched.
+    """
+    different = ""
+    for again in (False, True):
+        size = hub.size(repo, commit, name, again=again, cache=cache)
+        if size is not None and size != file.size:
+            different = f"has {size} bytes, expected {file.size}"
+            continue
+        path = hub.download(repo, commit, name, again=again, cache=cache)
+        different = _difference(path, file)
+        if not different:
+            return path
+    raise Altered(f"{repo}@{commit[:12]}: {name}: {different}, twice; the file was altered: tell its publisher")
 
 
 def _difference(path: Path, file: File) -> str:

@@ -56,6 +56,11 @@ class Folder:
             places = sorted((self.root / repo / "tags").glob("*/commit"))
             return {path.parent.name: path.read_text(encoding="ascii").strip() for path in places}
 
+    def size(self, repo: str, commit: str, name: str, *, again: bool = False, cache: Path | None = None) -> int | None:
+        """Return the size on the share."""
+        with self._plain(repo):
+            return self.download(repo, commit, name).stat().st_size
+
     def download(self, repo: str, commit: str, name: str, *, again: bool = False, cache: Path | None = None) -> Path:
         """Return the path on the share itself: nothing is cached here."""
         versions = self._versions(repo)

@@ -22,17 +22,19 @@ from zoo.errors import ArtifactError, HubError, ModelError
 from zoo.hub import index
 from zoo.hub.client import Hub
 from zoo.hub.dequantize import write_timm
-from zoo.hub.fetch import check_published, manifest_files, open_hub
+from zoo.hub.fetch import check_published, fetch_text, manifest_files, open_hub
 from zoo.hub.index import Entry, File
 from zoo.hub.names import TAG, Address, parse
-from zoo.hub.refusals import Altered, Missing, Tokenless
+from zoo.hub.refusals import Altered, Missing, Tokenless, TooLarge
 from zoo.hub.rescore import check_accuracy, images_of, recipe_of, top1
 from zoo.recipe import Recipe
 from zoo.results import dump
 
 _DATASETS = {
     "cifar10": "uoft-cs/cifar10", "imagenet": "ILSVRC/imagenet-1k", "fashion-mnist": "zalando-datasets/fashion_mnist",
+    "fashion-mnist-5k": "zalando-datasets/fashion_mnist",
 }  # fmt: skip
+_SPLIT = re.compile(r"-(?:train|test|val[0-9]*|calib[0-9]*)(?:-held-out)?\Z")
 _OF_A_MACHINE = re.compile(r"(?<![\w.:/*}])(?:/[\w.~-]+/|[A-Z]:\\|~/)\S*")
 _LOSS = 1.0  # points of accuracy: more says that the network in timm is another one
 _OWN_WORDS = re.compile(r" (?:output|hub\.\w+)=\S+")
@@ -136,32 +138,31 @@ def _commit(hub: Hub, tag: str, draft: _Draft, parent: str) -> str:
     if parent and not before and _has(hub, repo, parent, "config.json"):
         raise HubError(f"{repo}: holds another kind of model, which would be lost; choose another repository")
     paths = draft.paths(tag) | draft.signature(tag)
-    delete = set(before) - set(wanted)
+    # the hub refuses a commit that deletes what someone else deleted before
+    delete = {name for name in set(before) - set(wanted) if _has(hub, repo, parent, name)}
     if parent and files.SIGNATURE not in paths and _has(hub, repo, parent, files.SIGNATURE):
         delete.add(files.SIGNATURE)
     return hub.commit(repo, paths, sorted(delete), parent, f"{tag}: {len(paths)} files")
 
 
-def _manifests(wanted: Mapping[str, File]) -> dict[str, str]:
-    return {name: file.sha256 for name, file in wanted.items() if Path(name).name != files.MANIFEST}
-
-
 def _listed(hub: Hub, repo: str, commit: str) -> dict[str, str]:
-    """Return the files of the checkpoint at a commit with their sha256; none where it holds no checkpoint."""
+    """Return the checkpoint's files at a commit, manifests included, with their sha256; none where there is none."""
     found: dict[str, str] = {}
     for manifest in (files.MANIFEST, f"timm/{files.MANIFEST}"):
         prefix = manifest.removesuffix(files.MANIFEST)
         try:
-            listed = manifest_files(hub.download(repo, commit, manifest), f"{repo}@{commit[:12]}")
+            path = fetch_text(hub, repo, commit, manifest)
         except Missing:
             continue
-        found |= {prefix + name: file.sha256 for name, file in listed.items()}
+        listed = manifest_files(path, f"{repo}@{commit[:12]}", manifest)
+        found |= {prefix + name: file.sha256 for name, file in listed.items()} | {manifest: files.sha256(path)}
     return found
 
 
 def _has(hub: Hub, repo: str, commit: str, name: str) -> bool:
     try:
-        hub.download(repo, commit, name)
+        if hub.size(repo, commit, name) is None:
+            hub.download(repo, commit, name)
     except Missing:
         return False
     return True
@@ -244,16 +245,16 @@ class _Draft:
         half = self.scratch / "public.pem"
         half.write_text(signing.public(self.options.sign), encoding="ascii")
         try:
-            held = hub.download(self.address.repo, commit, files.SIGNATURE)
+            held = fetch_text(hub, self.address.repo, commit, files.SIGNATURE)
             signing.verify(self.build(tag), half, held)
-        except (Missing, ArtifactError):
+        except (Missing, TooLarge, ArtifactError):
             return False
         return True
 
     def published(self, hub: Hub, tag: str, commit: str) -> bool:
         """Tell whether a commit holds this very content."""
         repo, wanted = self.address.repo, self.hashes(tag)
-        same = _listed(hub, repo, commit) == _manifests(wanted)
+        same = _listed(hub, repo, commit) == {name: file.sha256 for name, file in wanted.items()}
         return same and _arrived(hub, repo, commit, wanted) and self.endorsed(hub, tag, commit)
 
     def release(self, tag: str, commit: str, *, new: bool, dry: bool) -> Released:
@@ -269,13 +270,14 @@ class _Draft:
 
 
 def _facts(address: Address, recipe: Recipe, read: Checkpoint, timm_top1: float | None) -> dict[str, Any]:
-    name = str(read.metrics["data"]["name"])
+    # cifar100-test, cifar10-c-test and imagenette-val are other data sets
+    dataset = _DATASETS.get(_SPLIT.sub("", str(read.metrics["data"]["name"])))
     weights = recipe.model.get("weights") or {}
     sources = [s for s in weights.get("sources", ()) if s.get("kind") == "hub"]
     if not read.config["license"] or read.config["license"] == "unknown":
         raise ModelError(f"{recipe.name}: the licence of the float parent is not stated; set model.license")
     return {
         "repo": address.repo,
-        "datasets": tuple(hub_id for prefix, hub_id in _DATASETS.items() if name.startswith(prefix)),
+        "datasets": (dataset,) if dataset else (),
         "base_model": str(sources[0]["repo_id"]) if sources else "", "timm_top1": timm_top1,
     }  # fmt: skip

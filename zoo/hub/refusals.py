@@ -22,4 +22,8 @@ class Passing(HubError):
 
 
 class Altered(HubError):
-    """A file arrived with another sha256, twice."""
+    """A file arrived with another sha256, twice, or the hub has it in another size."""
+
+
+class TooLarge(HubError):
+    """The hub has more bytes under a name than any file of that kind has; they were not fetched."""
