@@ -218,3 +218,26 @@ def test_wrong_input_shapes_are_refused(shape: Any) -> None:
     tensors, nodes = encode(program(torch.zeros(2, 3), WeightFormat(4, True, True), act(8, False)))
     with pytest.raises(ArtifactError, match="input_shape"):
         decode(tensors, nodes, shape, "here")
+
+
+def wide(*channels: int) -> Program:
+    """Linear layers of so many outputs, side by side on a picture of one pixel."""
+    nodes = [Node("image", "input", (), {}, act(8, False)), Node("flat", "flatten", ("image",))]
+    tensors = {}
+    for i, rows in enumerate(channels):
+        nodes.append(Node(f"fc{i}", "linear", ("flat",), {}, act(8, True), WeightFormat(2, True, False)))
+        tensors |= {
+            f"fc{i}.weight": torch.zeros(rows, 1, dtype=torch.int8), f"fc{i}.weight_scale": torch.ones(1),
+            f"fc{i}.bias": torch.zeros(rows, dtype=torch.int32),
+        }  # fmt: skip
+    return Program(nodes, tensors, (1, 1, 1))
+
+
+def test_channels_cost_more_than_their_bytes_and_are_bounded() -> None:
+    """A channel of one 2-bit weight takes 8 bytes of a file, and 50 microseconds of a proof."""
+    assert len(again(wide(2**16)).tensors["fc0.bias"]) == 2**16
+    with pytest.raises(ArtifactError, match=r"here: fc0\.weight\.shape .*beyond any edge network"):
+        again(wide(2**16 + 1))
+    assert len(again(wide(*[2**16] * 4)).nodes) == 6
+    with pytest.raises(ArtifactError, match="here: more than 262144 output channels"):
+        again(wide(*[2**16] * 4, 1))

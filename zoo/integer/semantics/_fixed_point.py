@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -49,6 +50,12 @@ class Rescale(nn.Module):
         self.register_buffer("offset", offset, persistent=False)
         self.register_buffer("kink", kink, persistent=False)
         self.digits = digits
+
+    def part(self, channels: slice) -> Rescale:
+        """Return the map of some of the channels; its buffers are views."""
+        made = copy.copy(self)
+        made._buffers = {name: None if t is None else t[channels] for name, t in self._buffers.items()}
+        return made
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
