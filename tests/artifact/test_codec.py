@@ -90,7 +90,7 @@ def test_round_trip(
     generator = torch.Generator().manual_seed(seed)
     low, high = limits(bits, symmetric)
     codes = torch.randint(low, high + 1, (rows, columns), generator=generator)
-    made = program(codes, WeightFormat(bits, symmetric, per_channel), act(out_bits, signed, 0.1 + seed))
+    made = program(codes, WeightFormat(bits, symmetric, per_channel), act(out_bits, signed, 0.125 + seed))
     read = again(made)
     assert read.nodes == made.nodes and read.input_shape == made.input_shape
     assert read.tensors.keys() == made.tensors.keys()
@@ -174,6 +174,8 @@ NODES: dict[str, tuple[Any, Any, str]] = {
     "infinite scale": ((2, "out", "scale"), float("inf"), "scale"),
     "negative scale": ((2, "out", "scale"), -1.0, "scale"),
     "scale type": ((2, "out", "scale"), "1", "scale"),
+    "scale of 64 bits": ((2, "out", "scale"), 0.1, r"scale: 0\.1 is no float32; write 0\.10000000149011612"),
+    "scale of a whole number": ((2, "out", "scale"), 2**24 + 1, "scale: 16777217 is no float32; write 16777216"),
     "weight type": ((2, "weight"), 3, "needs exactly"),
     "flag type": ((2, "weight", "narrow"), 0, "flags"),
     "narrow": ((2, "weight"), {"bits": 4, "symmetric": False, "per_channel": True, "narrow": True, "shape": [2, 3]},

@@ -358,6 +358,29 @@ def test_add_of_16_bit_inputs_to_8_bits(name: str) -> None:
     assert module(a, b).tolist() == [book.clamp(formula(p, q), -128, 127) for p, q in pairs]
 
 
+@pytest.mark.parametrize("name", ["tflite", "float32"])
+def test_scales_beyond_the_arithmetic_are_refused(name: str) -> None:
+    semantics = SEMANTICS[name]
+    for weight in (3e38, float("inf"), float("nan")):  # the product is infinite as float32
+        with pytest.raises(QuantError, match="requantize: the factor"):
+            semantics.requantize(1e29, torch.tensor([1.0, weight]), 1e-30, low=-128, high=127)
+    with pytest.raises(QuantError, match="the factor"):
+        semantics.mean(1e30, 1e-30, 4, -128, 127)
+    with pytest.raises(QuantError, match="the factor"):
+        semantics.add(1e29, 3, 1.0, 2, 1e-30, 1, -128, 127)
+
+
+def test_float32_refuses_factors_that_vanish() -> None:
+    """As float32 they are 0, and what they multiply has no code of its own any more."""
+    with pytest.raises(QuantError, match=r"the factor 0\.0 is no float32 > 0"):
+        float32.requantize(1e-30, torch.tensor([1.0, 1e-30]), 1.0, low=-128, high=127)
+    with pytest.raises(QuantError, match=r"the factor 0\.0 is no float32 > 0"):
+        float32.mean(1e-30, 1e20, 4, -128, 127)
+    # both ratios are finite, their sum times the zero points is not
+    with pytest.raises(QuantError, match=r"add: the offset .* is no float32"):
+        float32.add(1e29, 255, 1e29, 255, 1e-9, 1, -128, 127)
+
+
 @pytest.mark.parametrize("name", SEMANTICS)
 @pytest.mark.parametrize("bits", BITS)
 @settings(max_examples=10, deadline=None)

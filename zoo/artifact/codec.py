@@ -211,6 +211,9 @@ def _format(fields: Any, where: str) -> TensorFormat:
     if type(scale) not in (int, float) or not 1e-37 < scale < 1e30:
         shown = str(scale)[:40] if type(scale) is float else type(scale).__name__
         raise ArtifactError(f"{where}.scale: must be a positive finite number, got {shown}")
+    nearest = float(torch.tensor(float(scale), dtype=torch.float32))
+    if nearest != scale:  # engines hold float32, and would compute other codes
+        raise ArtifactError(f"{where}.scale: {str(scale)[:40]} is no float32; write {nearest!r}")
     for key in ("bits", "qmin", "qmax", "zero_point"):
         if type(fields[key]) is not int:
             raise ArtifactError(f"{where}.{key}: must be an integer, got {fields[key]!r}")

@@ -174,6 +174,9 @@ class IntRequantize(nn.Module):
         self.part = _onto(node.out, source, semantics)
         constant, _ = self.part.rounding()
         self.offset = round(-float(constant) * node.out.scale / source.scale)
+        if source.reach + abs(self.offset) >= EXACT32:
+            raise QuantError(f"{node.name}: its scale is {node.out.scale / source.scale:.3g} times that of its input, "
+                             "whose codes and half a step of it have no exact sum; use nearer scales")  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         """Return centred codes."""
