@@ -21,6 +21,7 @@ from zoo.integer.semantics import float32, tflite
 from zoo.integer.semantics import floor as floor_
 from zoo.integer.semantics._fixed_point import (
     DoubleRounding,
+    FloorShift,
     SingleRounding,
     quantize_multiplier,
     rounding_divide_by_power_of_two,
@@ -146,6 +147,34 @@ def test_a_step_beyond_int32_is_where_it_belongs(name: str) -> None:
     acc = columns([book.hard_points(r, -4, 3, 2**47, 5) for r in effective(module, [factor * w for w in weights])])
     formula = rule(name, float(np.float32(factor)), torch.tensor(weights).tolist(), 1.0, wide=True)
     assert torch.equal(module(acc), expected(acc, formula, -4, 3)), module
+
+
+@pytest.mark.parametrize("bits", [31, 15])
+@pytest.mark.parametrize("real", [
+    2.0**-31, 2.0**-32, 2.0**-33 * 1.9, 2.0**-33, 2.0**-40 * 1.3, 2.0**-61 * 1.5, 2.0**-63, 1 - 2.0**-40, 2.0**14 * 1.7,
+])  # fmt: skip
+def test_the_constants_of_floor_are_those_of_the_book(real: float, bits: int) -> None:
+    """Whether TFLite has a multiplier for a factor, which below 2^-32 it has not, means nothing here."""
+    reals = [real, real * 0.3, real * 0.999]
+    made = FloorShift(torch.tensor(reals, dtype=torch.float64), bits)
+    assert (made.multiplier.tolist(), made.shift) == book.floor_constants(reals, bits)
+
+
+@pytest.mark.parametrize("exponent", [-31.5, -32.0, -32.5, -34.0, -40.0])
+def test_sums_of_48_bits_meet_factors_below_32(exponent: float) -> None:
+    factor = float(np.float32(2.0**exponent))
+    module = floor_.requantize(factor, torch.tensor([1.0, 0.7]), 1.0, low=-128, high=127, wide=True)
+    formula = rule("floor", factor, torch.tensor([1.0, 0.7]).tolist(), 1.0, wide=True)
+    acc = columns([book.hard_points(r, -128, 127, 2**47, 6) for r in effective(module, [factor, 0.7 * factor])])
+    wanted = expected(acc, formula, -128, 127)
+    assert len(wanted.unique()) > 20
+    assert torch.equal(module(acc), wanted), module
+
+
+@pytest.mark.parametrize("real", [0.0, -1.0, float("inf"), float("nan"), 2.0**31])
+def test_a_factor_that_floor_cannot_hold_is_refused(real: float) -> None:
+    with pytest.raises(QuantError, match="requantize: the factor"):
+        FloorShift(torch.tensor([real], dtype=torch.float64), 31)
 
 
 @given(st.floats(2.0**-31, 2.0**13), st.integers(0, 99))
@@ -358,7 +387,7 @@ def test_add_of_16_bit_inputs_to_8_bits(name: str) -> None:
     assert module(a, b).tolist() == [book.clamp(formula(p, q), -128, 127) for p, q in pairs]
 
 
-@pytest.mark.parametrize("name", ["tflite", "float32"])
+@pytest.mark.parametrize("name", SEMANTICS)
 def test_scales_beyond_the_arithmetic_are_refused(name: str) -> None:
     semantics = SEMANTICS[name]
     for weight in (3e38, float("inf"), float("nan")):  # the product is infinite as float32
