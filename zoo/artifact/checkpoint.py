@@ -30,7 +30,10 @@ _MAX_ELEMENTS = 2**26  # of one image's tensor: 50 times the largest of MobileNe
 
 
 class Network(nn.Module):
-    """A quantized network: call it on ``[N, C, H, W]`` floats from ``preprocess``, get ``[N, classes]`` logits."""
+    """A quantized network: call it on ``[N, C, H, W]`` floats from ``preprocess``, get ``[N, classes]`` logits.
+
+    ``.to(device)`` moves it. One that computes on integers raises QuantError where it is asked for another type.
+    """
 
     def __init__(
         self, graph: fx.GraphModule, program: Program, config: Mapping[str, Any], card: str, recipe: str = "",
