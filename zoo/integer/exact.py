@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from zoo.integer.kept import Origin
-from zoo.integer.layers import build_integer
-from zoo.integer.program import Program
+from zoo.integer.kept import Kept, Origin
+from zoo.integer.layers import IntInput, build_integer
+from zoo.integer.program import Node, Program
 from zoo.quant import layers as q
 from zoo.quant import ops
 from zoo.quant.quantizer import Quantizer
@@ -104,3 +104,15 @@ def follow_integers(simulated: fx.GraphModule, program: Program, semantics: str)
             steps = [program.format_of(source).scale for source in node.inputs]
             module.follow(integer.get_submodule(node.name), steps, node.out.scale)
     return simulated
+
+
+def altered(net: nn.Module, program: Program) -> list[str]:
+    """Return the nodes whose module in a network, integer or fake-quantized, no longer holds what the program says."""
+    modules = dict(net.named_modules())
+    return [n.name for n in program.nodes if n.out is not None and not _as_made(modules.get(n.name), n, program)]
+
+
+def _as_made(module: nn.Module | None, node: Node, program: Program) -> bool:
+    if isinstance(module, Exact):
+        return not module.changed()
+    return isinstance(module, IntInput) or (isinstance(module, Kept) and module.holds(node, program))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import QuantError
+from zoo.integer.program import Node, Program
 
 
 class Kept(nn.Module):
@@ -27,6 +28,10 @@ class Kept(nn.Module):
                     "move it without a type, or load the fake-quantized network (integer=False)"
                 )
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def holds(self, node: Node, program: Program) -> bool:
+        """Tell whether its integers are still those of the program: always, where it has none of its own."""
+        return True
 
 
 class Origin(nn.Module):

@@ -64,6 +64,13 @@ class IntLayer(Kept):
     bias: Tensor
     joint_bias: Tensor
 
+    def holds(self, node: Node, program: Program) -> bool:
+        """Tell whether its weight and bias are still those of the program."""
+        weight, bias = centred_weight(program, node.name), program.tensors[f"{node.name}.bias"].double()
+        return torch.equal(self.weight.cpu().float(), weight) and all(
+            torch.equal(held.cpu().double(), bias) for held in (self.bias, self.joint_bias.to(self.bias))
+        )
+
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return the exact sums of products, plus ``bias``."""
         return F.linear(x, self.weight, bias)
@@ -223,6 +230,11 @@ class IntTable(Kept):
         self.register_buffer("table", table, persistent=False)
 
     table: Tensor
+
+    def holds(self, node: Node, program: Program) -> bool:
+        """Tell whether its table is still that of the program."""
+        assert node.out is not None
+        return torch.equal(self.table.cpu() + node.out.zero_point, program.tensors[f"{node.name}.table"].float())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return centred codes."""
