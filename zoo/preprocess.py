@@ -128,7 +128,7 @@ class Preprocess:
             x = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         else:
             x = torch.tensor(pixels, dtype=torch.float32)
-        mean, std = torch.tensor(self.mean, device=x.device), torch.tensor(self.std, device=x.device)
+        mean, std = torch.tensor([self.mean, self.std], dtype=torch.float32, device=x.device)
         return x.sub_(mean).div_(std).permute(0, 3, 1, 2)
 
     def __call__(self, image: Image.Image | np.ndarray[Any, Any]) -> torch.Tensor:

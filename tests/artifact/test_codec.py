@@ -90,7 +90,7 @@ def test_round_trip(
     generator = torch.Generator().manual_seed(seed)
     low, high = limits(bits, symmetric)
     codes = torch.randint(low, high + 1, (rows, columns), generator=generator)
-    made = program(codes, WeightFormat(bits, symmetric, per_channel), act(out_bits, signed, 0.1 + seed))
+    made = program(codes, WeightFormat(bits, symmetric, per_channel), act(out_bits, signed, 0.125 + seed))
     read = again(made)
     assert read.nodes == made.nodes and read.input_shape == made.input_shape
     assert read.tensors.keys() == made.tensors.keys()
@@ -174,6 +174,8 @@ NODES: dict[str, tuple[Any, Any, str]] = {
     "infinite scale": ((2, "out", "scale"), float("inf"), "scale"),
     "negative scale": ((2, "out", "scale"), -1.0, "scale"),
     "scale type": ((2, "out", "scale"), "1", "scale"),
+    "scale of 64 bits": ((2, "out", "scale"), 0.1, r"scale: 0\.1 is no float32; write 0\.10000000149011612"),
+    "scale of a whole number": ((2, "out", "scale"), 2**24 + 1, "scale: 16777217 is no float32; write 16777216"),
     "weight type": ((2, "weight"), 3, "needs exactly"),
     "flag type": ((2, "weight", "narrow"), 0, "flags"),
     "narrow": ((2, "weight"), {"bits": 4, "symmetric": False, "per_channel": True, "narrow": True, "shape": [2, 3]},
@@ -218,3 +220,26 @@ def test_wrong_input_shapes_are_refused(shape: Any) -> None:
     tensors, nodes = encode(program(torch.zeros(2, 3), WeightFormat(4, True, True), act(8, False)))
     with pytest.raises(ArtifactError, match="input_shape"):
         decode(tensors, nodes, shape, "here")
+
+
+def wide(*channels: int) -> Program:
+    """Linear layers of so many outputs, side by side on a picture of one pixel."""
+    nodes = [Node("image", "input", (), {}, act(8, False)), Node("flat", "flatten", ("image",))]
+    tensors = {}
+    for i, rows in enumerate(channels):
+        nodes.append(Node(f"fc{i}", "linear", ("flat",), {}, act(8, True), WeightFormat(2, True, False)))
+        tensors |= {
+            f"fc{i}.weight": torch.zeros(rows, 1, dtype=torch.int8), f"fc{i}.weight_scale": torch.ones(1),
+            f"fc{i}.bias": torch.zeros(rows, dtype=torch.int32),
+        }  # fmt: skip
+    return Program(nodes, tensors, (1, 1, 1))
+
+
+def test_channels_cost_more_than_their_bytes_and_are_bounded() -> None:
+    """A channel of one 2-bit weight takes 8 bytes of a file, and 50 microseconds of a proof."""
+    assert len(again(wide(2**16)).tensors["fc0.bias"]) == 2**16
+    with pytest.raises(ArtifactError, match=r"here: fc0\.weight\.shape .*beyond any edge network"):
+        again(wide(2**16 + 1))
+    assert len(again(wide(*[2**16] * 4)).nodes) == 6
+    with pytest.raises(ArtifactError, match="here: more than 262144 output channels"):
+        again(wide(*[2**16] * 4, 1))

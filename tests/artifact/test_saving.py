@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import zoo
+from tests.networks import images
 from zoo.artifact import checkpoint, files, placing
 from zoo.artifact.checkpoint import Network
 from zoo.errors import ArtifactError
@@ -261,3 +265,63 @@ def test_files_without_end_are_refused_before_they_are_hashed(folder: Path, monk
     monkeypatch.setattr(files, "sha256", lambda path: pytest.fail(f"{path} was hashed"))
     with pytest.raises(ArtifactError, match="lists files of more than 2,147,483,648 bytes"):
         checkpoint.read(folder)
+
+
+@pytest.mark.parametrize("integer", [True, False])
+@pytest.mark.parametrize("tensor", ["weight", "bias"])
+def test_a_changed_network_is_not_saved_as_what_it_was(
+    folder: Path, tmp_path: Path, integer: bool, tensor: str
+) -> None:
+    net = zoo.load(folder, integer=integer)
+    layer = net.graph_module.conv
+    with torch.no_grad():
+        getattr(layer, tensor).mul_(-1)
+    with pytest.raises(ArtifactError, match=r"again: what conv of custom holds was changed.*zoo\.quantize") as error:
+        net.save(tmp_path / "again")
+    assert "\n" not in str(error.value) and not (tmp_path / "again").exists()
+    with torch.no_grad():
+        getattr(layer, tensor).mul_(-1)
+    net.save(tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_changed_range_table_type_or_layer_is_noticed(folder: Path, tmp_path: Path) -> None:
+    def scale(net: Network) -> None:
+        net.graph_module.conv.out.scale.data *= 2
+
+    def layer(net: Network) -> None:
+        net.graph_module.fc = torch.nn.Identity()
+
+    def kind(net: Network) -> None:
+        net.half()
+
+    for change in (scale, layer, kind):
+        net = zoo.load(folder)
+        change(net)
+        with pytest.raises(ArtifactError, match="was changed"):
+            net.save(tmp_path / "again")
+
+
+def test_a_changed_table_is_noticed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    float_net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 1), torch.nn.Hardswish(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Linear(4, 2),
+    )  # fmt: skip
+    net = zoo.quantize(float_net.eval(), {"quant": {}, "steps": ["quantize", "calibrate", "integerize"]}, [images(64)])
+    net.save(tmp_path / "made")
+    table = next(n.name for n in net.program.nodes if n.op == "table")
+    for integer in (True, False):
+        loaded = zoo.load(tmp_path / "made", integer=integer)
+        loaded.save(tmp_path / "again")
+    net.graph_module.get_submodule(table).table[3] += 1
+    with pytest.raises(ArtifactError, match=f"again: what {re.escape(table)} of custom holds was changed"):
+        net.save(tmp_path / "again")
+
+
+def test_moves_passes_and_copies_change_nothing_that_is_saved(folder: Path, tmp_path: Path) -> None:
+    for integer in (True, False):
+        net = zoo.load(folder, integer=integer)
+        for part in (net, net.to("cpu"), net.train(), net.eval(), copy.deepcopy(net)):
+            part(images(2))
+            part.save(tmp_path / "again")

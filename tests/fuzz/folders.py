@@ -53,6 +53,18 @@ class EveryOperation(nn.Module):
         return self.fc(self.smooth(x).mean((2, 3)).flatten(1))  # type: ignore[no-any-return]
 
 
+class Wide(nn.Module):
+    """More channels than a proof takes at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(12)
+        self.stem, self.fc = nn.Conv2d(3, 192, 1), nn.Linear(192, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
 Entry = bytes | tuple[str, str]  # the content of a file, or ("link", target), ("fifo", ""), ("folder", "")
 
 
@@ -114,13 +126,16 @@ def read(path: Path) -> Folder:
 
 
 def originals(scratch: Path) -> list[tuple[Folder, Tensor]]:
-    """Return folders to start from, each with an input; one is shipped, one holds every operation."""
+    """Return folders to start from, each with an input; one is shipped, one holds every operation, one is wide."""
     generator = torch.Generator().manual_seed(2)
     loader = [torch.randn(32, 3, 8, 8, generator=generator)]
-    zoo.quantize(EveryOperation().eval(), RECIPE, loader).save(scratch / "every_operation")
+    plain = RECIPE | {"name": "wide", "quant": {k: v for k, v in RECIPE["quant"].items() if k != "overrides"}}
+    made = {"every_operation": (EveryOperation(), RECIPE), "wide": (Wide(), plain)}
+    for name, (net, recipe) in made.items():
+        zoo.quantize(net.eval(), recipe, loader).save(scratch / name)
     shipped = read(results_dir() / "resnet8_fashion_w4a4" / "checkpoint")
     pictures = torch.randint(0, 256, (2, 1, 28, 28), generator=generator).float()
-    return [(read(scratch / "every_operation"), loader[0][:2]), (shipped, (pictures - 72.9) / 90.0)]
+    return [*((read(scratch / name), loader[0][:2]) for name in made), (shipped, (pictures - 72.9) / 90.0)]
 
 
 def split(data: bytes) -> tuple[dict[str, Any], bytes]:

@@ -23,6 +23,9 @@ BROKEN = (
 )  # no longer a safetensors file
 NUMBERS = (0, -1, 1, 2, 3, 8, 16, 127, 255, 256, 4096, 65536, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63, 10**30,
            10**400, 0.0, -0.0, 0.5, 1.5, -1.0, 1e-45, 1e-38, 1e-30, 1e-6, 1e6, 1e29, 1e38, 1e308)  # fmt: skip
+# float32, as a scale must be before any arithmetic sees it
+SCALES = (2.0**-122, 2.0**-100, 1.5 * 2.0**-64, 2.0**-33, 2.0**-31, 1.75 * 2.0**-20, 2.0**-10, 0.375, 1.0, 3.0,
+          1.25 * 2.0**10, 2.0**20, 2.0**30, 2.0**64, 2.0**99)  # fmt: skip
 NAMES = ("class", "None", "forward", "training", "__class__", "__init__", "_modules", "_parameters", "self", "image",
          "dequantize", "graph", "code", "state_dict", "eval", "0", "1x", "a b", "a.b", ".", "..", "../x",
          "/etc/passwd", "conv.weight", "fc.bias", "stem.requantize", "os", "os.system", "torch", "x" * 199, "x" * 300,
@@ -34,6 +37,7 @@ TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "U16", "U
          "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "C64", "PICKLE")  # fmt: skip
 OPERATIONS = ("input", "conv2d", "linear", "add", "mul", "cat", "mean", "avg_pool", "max_pool", "flatten", "table",
               "requantize", "eval", "call_function", "torch.load")  # fmt: skip
+SEMANTICS = ("tflite", "float32", "floor", "int64", "_staircase")
 
 
 def value(r: Random) -> Any:
@@ -42,7 +46,7 @@ def value(r: Random) -> Any:
     if kind < 3:
         return r.choice(NUMBERS)
     if kind < 5:
-        return r.choice((*NAMES, *OPERATIONS))
+        return r.choice((*NAMES, *OPERATIONS, *SEMANTICS))
     return r.choice((None, True, False, [], {}, [0], [1, 1], [0, 0, 0, 0], [4096] * 4, [[]], {"a": 1}, [1.0, 1.0],
                      {"__reduce__": ["os.system", "true"]}, {"_target_": "os.system"}, [None] * 3))  # fmt: skip
 
@@ -207,7 +211,28 @@ def scales(f: Folder, r: Random) -> None:
                 "zero_point": r.choice((0, low)),
             }
         else:
-            form[key] = r.choice(NUMBERS)
+            form[key] = r.choice(SCALES if key == "scale" and r.randrange(4) else NUMBERS)
+    f.put(CONFIG, config)
+
+
+def arithmetic(f: Folder, r: Random) -> None:
+    """Take another semantics, and scales that carry another one if any."""
+    config = f.json(CONFIG)
+    config["semantics"] = r.choice([s for s in SEMANTICS if s != config.get("semantics")])
+    f.put(CONFIG, config)
+    for _ in range(r.randrange(4)):
+        scales(f, r)
+
+
+def wiring(f: Folder, r: Random) -> None:
+    """Let a node read another tensor, whose shape need not suit it, or take another's place."""
+    config = f.json(CONFIG)
+    nodes = _nodes(config)
+    place = r.randrange(1, len(nodes))
+    reads = nodes[place]["inputs"]
+    reads[r.randrange(len(reads))] = nodes[r.randrange(place)]["name"]
+    if nodes[place]["op"] in ("add", "mul", "cat") and r.randrange(2):
+        nodes[place]["op"] = r.choice(("add", "mul", "cat"))
     f.put(CONFIG, config)
 
 
@@ -339,8 +364,8 @@ def text(f: Folder, r: Random) -> None:
     )
 
 
-STRUCTURED = (json_field, json_field, json_text, rename, rename, chain, cut, sizes, scales, scales, tensor, tensor,
-              header, text)  # fmt: skip
+STRUCTURED = (json_field, json_field, json_text, rename, rename, chain, cut, sizes, scales, scales, arithmetic,
+              wiring, tensor, tensor, header, text)  # fmt: skip
 
 BLIND = (blind, manifest, special)
 

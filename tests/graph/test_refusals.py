@@ -89,6 +89,7 @@ def test_data_dependent_control_flow_is_refused_with_its_module(flow, capfd: pyt
         (lambda x: F.gelu(x, approximate="tanh"), r"gelu: approximate='tanh'"),
         (lambda x: torch.add(x, x, alpha=3), r"add: alpha=3"),
         (lambda x: x * 2, r"mul: arithmetic with the constant 2"),
+        (lambda x: F.max_pool2d(x, 2) * x.mean((2, 3)), r"mul: a product of \[1, 4, 4, 4\] and \[1, 4\]"),
         (lambda x: x + F.adaptive_avg_pool2d(x, 1), r"add: a sum of \[1, 4, 8, 8\] and \[1, 4, 1, 1\]"),
         (lambda x: x[:, :4], r"^body: getitem: slices, indices, sizes and constants have no quantized form"),
         (lambda x: torch.cat([x, x], 2), r"cat: only concatenation over channels"),

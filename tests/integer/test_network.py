@@ -114,6 +114,21 @@ def test_accumulators_are_exact_and_within_the_bound(bits: int, kind: Kind) -> N
             assert layer.bound < 2**24, node.name
 
 
+def test_half_a_step_beyond_float32_is_refused() -> None:
+    b = Builder((1, 2, 2), 0)
+    b.requantize("wide", "x", 8)
+    node = b.program.node("wide")
+    assert node.out is not None
+    for factor, refused in ((2.0**24, False), (2.0**25, True), (2.0**120, True)):
+        out = replace(node.out, scale=b.program.format_of("x").scale * factor)
+        b.program.nodes[-1] = replace(node, out=out)
+        if refused:
+            with pytest.raises(QuantError, match=r"wide: its scale is .* times that of its input"):
+                build_integer(b.program, "floor")
+        else:
+            assert float(record(build_integer(b.program, "floor"), b.image())["wide"].abs().max()) <= 1
+
+
 @pytest.mark.parametrize("factor", [1, 3000])
 def test_a_bias_beyond_float32_leaves_the_sum_exact(factor: int) -> None:
     b = Builder((8, 6, 6), 0)

@@ -21,6 +21,7 @@ from zoo.integer.semantics import float32, tflite
 from zoo.integer.semantics import floor as floor_
 from zoo.integer.semantics._fixed_point import (
     DoubleRounding,
+    FloorShift,
     SingleRounding,
     quantize_multiplier,
     rounding_divide_by_power_of_two,
@@ -148,6 +149,34 @@ def test_a_step_beyond_int32_is_where_it_belongs(name: str) -> None:
     assert torch.equal(module(acc), expected(acc, formula, -4, 3)), module
 
 
+@pytest.mark.parametrize("bits", [31, 15])
+@pytest.mark.parametrize("real", [
+    2.0**-31, 2.0**-32, 2.0**-33 * 1.9, 2.0**-33, 2.0**-40 * 1.3, 2.0**-61 * 1.5, 2.0**-63, 1 - 2.0**-40, 2.0**14 * 1.7,
+])  # fmt: skip
+def test_the_constants_of_floor_are_those_of_the_book(real: float, bits: int) -> None:
+    """Whether TFLite has a multiplier for a factor, which below 2^-32 it has not, means nothing here."""
+    reals = [real, real * 0.3, real * 0.999]
+    made = FloorShift(torch.tensor(reals, dtype=torch.float64), bits)
+    assert (made.multiplier.tolist(), made.shift) == book.floor_constants(reals, bits)
+
+
+@pytest.mark.parametrize("exponent", [-31.5, -32.0, -32.5, -34.0, -40.0])
+def test_sums_of_48_bits_meet_factors_below_32(exponent: float) -> None:
+    factor = float(np.float32(2.0**exponent))
+    module = floor_.requantize(factor, torch.tensor([1.0, 0.7]), 1.0, low=-128, high=127, wide=True)
+    formula = rule("floor", factor, torch.tensor([1.0, 0.7]).tolist(), 1.0, wide=True)
+    acc = columns([book.hard_points(r, -128, 127, 2**47, 6) for r in effective(module, [factor, 0.7 * factor])])
+    wanted = expected(acc, formula, -128, 127)
+    assert len(wanted.unique()) > 20
+    assert torch.equal(module(acc), wanted), module
+
+
+@pytest.mark.parametrize("real", [0.0, -1.0, float("inf"), float("nan"), 2.0**31])
+def test_a_factor_that_floor_cannot_hold_is_refused(real: float) -> None:
+    with pytest.raises(QuantError, match="requantize: the factor"):
+        FloorShift(torch.tensor([real], dtype=torch.float64), 31)
+
+
 @given(st.floats(2.0**-31, 2.0**13), st.integers(0, 99))
 @settings(deadline=None)
 def test_the_references_are_the_rules(real: float, seed: int) -> None:
@@ -179,14 +208,6 @@ def test_the_first_rounding_shows() -> None:
     assert float32.requantize(2.0**-3, torch.tensor([1.0 - 2.0**-8]), 1.0, low=-8, high=7)(
         torch.tensor([[4.0]])
     ).item() == 0  # fmt: skip
-
-
-def test_each_path_is_taken() -> None:
-    weights = torch.tensor([0.011, 0.007, 0.013])
-    few = tflite.requantize(0.02, weights, 0.4, low=0, high=15)
-    many = tflite.requantize(0.02, weights, 0.04, low=-128, high=127)
-    finest = tflite.requantize(2.0**-14, torch.tensor([2.0**-12 * 1.1]), 1.0, low=-32768, high=32767, wide=False)
-    assert [few.path, many.path, finest.path] == ["float32", "float64", "int64"]
 
 
 @pytest.mark.parametrize("name", SEMANTICS)
@@ -296,6 +317,29 @@ def test_add_of_16_bit_inputs_to_8_bits(name: str) -> None:
     formula = sums(name, scales_, (0, 0, 0), wide=True)
     a, b = (torch.tensor([pair[i] for pair in pairs], dtype=torch.float32) for i in (0, 1))
     assert module(a, b).tolist() == [book.clamp(formula(p, q), -128, 127) for p, q in pairs]
+
+
+@pytest.mark.parametrize("name", SEMANTICS)
+def test_scales_beyond_the_arithmetic_are_refused(name: str) -> None:
+    semantics = SEMANTICS[name]
+    for weight in (3e38, float("inf"), float("nan")):  # the product is infinite as float32
+        with pytest.raises(QuantError, match="requantize: the factor"):
+            semantics.requantize(1e29, torch.tensor([1.0, weight]), 1e-30, low=-128, high=127)
+    with pytest.raises(QuantError, match="the factor"):
+        semantics.mean(1e30, 1e-30, 4, -128, 127)
+    with pytest.raises(QuantError, match="the factor"):
+        semantics.add(1e29, 3, 1.0, 2, 1e-30, 1, -128, 127)
+
+
+def test_float32_refuses_factors_that_vanish() -> None:
+    """As float32 they are 0, and what they multiply has no code of its own any more."""
+    with pytest.raises(QuantError, match=r"the factor 0\.0 is no float32 > 0"):
+        float32.requantize(1e-30, torch.tensor([1.0, 1e-30]), 1.0, low=-128, high=127)
+    with pytest.raises(QuantError, match=r"the factor 0\.0 is no float32 > 0"):
+        float32.mean(1e-30, 1e20, 4, -128, 127)
+    # both ratios are finite, their sum times the zero points is not
+    with pytest.raises(QuantError, match=r"add: the offset .* is no float32"):
+        float32.add(1e29, 255, 1e29, 255, 1e-9, 1, -128, 127)
 
 
 @pytest.mark.parametrize("name", SEMANTICS)

@@ -88,6 +88,28 @@ def test_a_channel_of_zero_weights_keeps_its_constant(bits: int, norm: bool) -> 
     assert float((found - wanted).abs().max()) <= 1.05 * node.out.scale
 
 
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+@torch.no_grad()
+def test_a_channel_of_zero_weights_keeps_scales_that_are_powers_of_two(granularity: str) -> None:
+    """Its scale is raised so that its bias fits int32, to a power of two: hardware for such formats only shifts."""
+    net = dead_channel(False)
+    if granularity == "per_tensor":
+        net[3].weight.zero_()
+    weight = {"bits": 8, "granularity": granularity, "scale": "pow2"}
+    quant = {"weight": weight, "act": {"bits": 8, "symmetric": False, "scale": "pow2"}}
+    made = zoo.quantize(net, {"steps": ["quantize", {"calibrate": {"act": "minmax"}}, "integerize"], "quant": quant},
+                        [images()])  # fmt: skip
+    scale, bias = made.program.tensors["3.weight_scale"], made.program.tensors["3.bias"]
+    assert bool((torch.frexp(scale).mantissa == 0.5).all())
+    # the smallest such power: with half of it the bias would pass 2^29
+    largest = int(bias[3].abs() if granularity == "per_channel" else bias.abs().amax())
+    assert 2**28 * 0.999 < largest <= 2**29
+    x = images(8)
+    node = made.program.node("3")
+    assert node.out is not None
+    assert float((made(x)[:, 3] - net(x)[:, 3]).abs().max()) <= 1.05 * node.out.scale
+
+
 @torch.no_grad()
 def test_one_dead_channel_costs_the_others_no_precision() -> None:
     net = dead_channel(False)

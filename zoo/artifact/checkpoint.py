@@ -17,7 +17,7 @@ from zoo.artifact import files
 from zoo.artifact.codec import decode, encode
 from zoo.artifact.config import FORMAT_VERSION, check_config, check_preprocess
 from zoo.errors import ArtifactError, DataError, QuantError
-from zoo.integer.exact import follow_integers
+from zoo.integer.exact import altered, follow_integers
 from zoo.integer.layers import build_integer
 from zoo.integer.program import Program
 from zoo.integer.shapes import shapes
@@ -30,7 +30,10 @@ _MAX_ELEMENTS = 2**26  # of one image's tensor: 50 times the largest of MobileNe
 
 
 class Network(nn.Module):
-    """A quantized network: call it on ``[N, C, H, W]`` floats from ``preprocess``, get ``[N, classes]`` logits."""
+    """A quantized network: call it on ``[N, C, H, W]`` floats from ``preprocess``, get ``[N, classes]`` logits.
+
+    ``.to(device)`` moves it. One that computes on integers raises QuantError where it is asked for another type.
+    """
 
     def __init__(
         self, graph: fx.GraphModule, program: Program, config: Mapping[str, Any], card: str, recipe: str = "",
@@ -56,7 +59,18 @@ class Network(nn.Module):
         return self.graph_module(x)  # type: ignore[no-any-return]
 
     def save(self, folder: str | Path) -> None:
-        """Write a checkpoint folder that ``zoo.load`` reads, whole or not at all; ArtifactError says what hindered."""
+        """Write a checkpoint folder that ``zoo.load`` reads, whole or not at all; ArtifactError says what hindered.
+
+        A network whose weights, biases, scales or tables were changed since it was made is refused: its integers, card
+        and accuracy are those from before.
+        """
+        names = altered(self.graph_module, self.program)
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ArtifactError(
+                f"{folder}: what {names[0]}{more} of {self.config['name']} holds was changed, and would be saved as "
+                "the integers from before; quantize the changed network by a recipe or zoo.quantize, and save that"
+            )
         save(Path(folder), self.program, self.config, recipe=self.recipe, metrics=self.metrics, card=self.card)
 
 

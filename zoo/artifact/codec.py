@@ -23,6 +23,8 @@ _ARITY = {"input": 0, "add": 2, "mul": 2}
 _UNFORMATTED = ("max_pool", "flatten")
 _TABLES = (torch.uint8, torch.int16, torch.int32)
 _MAX_SIDE, _MAX_NODES = 4096, 1024
+# a channel costs a proof of its own (docs/semantics.md, section 5), whatever its weights take in the file
+_MAX_OUT, _MAX_CHANNELS = 2**16, 2**18
 _LATER = ("mid_rise", "shift")  # fields of a weight that are written only where they are set
 BIAS = "bias"  # no node's own: theirs have a dot
 
@@ -85,6 +87,7 @@ def decode(tensors: dict[str, Tensor], nodes: Any, input_shape: Any, where: str)
     program = Program([], {}, (shape[0], shape[1], shape[2]))
     left = dict(tensors)
     seen: set[str] = set()
+    channels = 0
     for i, entry in enumerate(nodes):
         node = _node(entry, seen, f"{where}: nodes[{i}]")
         if (node.op == "input") != (i == 0):
@@ -93,6 +96,9 @@ def decode(tensors: dict[str, Tensor], nodes: Any, input_shape: Any, where: str)
         program.nodes.append(node)
         if node.weight is not None:
             _decode_weight(node, entry["weight"], left, program, where)
+            channels += len(program.tensors[f"{node.name}.weight"])
+            if channels > _MAX_CHANNELS:
+                raise ArtifactError(f"{where}: more than {_MAX_CHANNELS} output channels, beyond any edge network")
         elif node.op == "table":
             source = program.format_of(node.inputs[0])
             stored = _take(left, f"{node.name}.table", (source.qmax - source.qmin + 1,), where)
@@ -205,6 +211,9 @@ def _format(fields: Any, where: str) -> TensorFormat:
     if type(scale) not in (int, float) or not 1e-37 < scale < 1e30:
         shown = str(scale)[:40] if type(scale) is float else type(scale).__name__
         raise ArtifactError(f"{where}.scale: must be a positive finite number, got {shown}")
+    nearest = float(torch.tensor(float(scale), dtype=torch.float32))
+    if nearest != scale:  # engines hold float32, and would compute other codes
+        raise ArtifactError(f"{where}.scale: {str(scale)[:40]} is no float32; write {nearest!r}")
     for key in ("bits", "qmin", "qmax", "zero_point"):
         if type(fields[key]) is not int:
             raise ArtifactError(f"{where}.{key}: must be an integer, got {fields[key]!r}")
@@ -231,7 +240,7 @@ def _decode_weight(node: Node, fields: Any, left: dict[str, Tensor], program: Pr
     name, bits = node.name, node.weight.bits
     shape = _ints(fields["shape"], 4 if node.op == "conv2d" else 2, 1, 2**20, f"{where}: {name}.weight.shape")
     out, columns = shape[0], math.prod(shape[1:])
-    if columns > 2**22 or out * columns > 2**28:
+    if out > _MAX_OUT or columns > 2**22 or out * columns > 2**28:
         raise ArtifactError(f"{where}: {name}.weight.shape {shape} is beyond any edge network")
     scale_shape = (out if node.weight.per_channel else 1,)
     scale = _take(left, f"{name}.weight_scale", scale_shape, where)

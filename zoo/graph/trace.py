@@ -337,6 +337,10 @@ class _Normalizer:
         sizes = [_shape(side) for side in given.values()]
         if isinstance(module, ops.Add) and sizes[0] != sizes[-1]:
             raise GraphError(f"{node.name}: a sum of {sizes[0]} and {sizes[-1]} has no integer form; make them equal")
+        if isinstance(module, ops.Mul) and len(sizes[0]) != len(sizes[-1]):
+            raise GraphError(
+                f"{node.name}: a product of {sizes[0]} and {sizes[-1]} has no integer form; keep dimensions"
+            )
         self._emit(node, module, node.name, self._get(given["input"]), self._get(given["other"]))
 
     def _mean(self, node: fx.Node) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from zoo.integer.layers import build_integer
-from zoo.integer.program import Program
+from zoo.integer.kept import Kept, Origin
+from zoo.integer.layers import IntInput, build_integer
+from zoo.integer.program import Node, Program
 from zoo.quant import layers as q
 from zoo.quant import ops
 from zoo.quant.quantizer import Quantizer
@@ -25,33 +26,27 @@ class Exact(nn.Module):
 
     def follow(self, twin: nn.Module, steps: list[float], step: float) -> None:
         """Take the integer twin, the steps of the input tensors and of the output."""
-        self.twin, self.steps, self.step = twin, steps, step
-        own = self._own()
-        for number, tensor in enumerate(own):
-            self.register_buffer(f"_followed_{number}", tensor.detach().clone(), persistent=False)
-        self.kinds = [tensor.dtype for tensor in own]
+        self.steps, self.step = steps, step
+        self.origin = Origin(twin, self._own())
 
     def _own(self) -> list[Tensor]:
-        return [t for name, t in self.state_dict(keep_vars=True).items() if not name.startswith("twin.")]
+        return [t for name, t in self.state_dict(keep_vars=True).items() if not name.startswith("origin.")]
 
-    def _changed(self) -> bool:
+    def changed(self) -> bool:
         """Tell whether a parameter is another than the integers were made from, whichever way it was changed."""
-        return any(
-            tensor.dtype != kind or not torch.equal(tensor, self.get_buffer(f"_followed_{number}"))
-            for number, (tensor, kind) in enumerate(zip(self._own(), self.kinds, strict=True))
-        )
+        return self.origin.differs(self._own())
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Return the quantized output."""
         learns = torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *self.parameters()))
         quantized = all(m.active for m in self.modules() if isinstance(m, Quantizer))
-        if learns or self.training or not quantized or self._changed():
+        if learns or self.training or not quantized or self.changed():
             result: Tensor = super().forward(*tensors)
             return result
         # the image alone lies on no grid yet
         pairs = zip(tensors, self.steps, strict=True) if self.steps else ()
         codes = [ops.grid_codes(x, step) for x, step in pairs] or tensors
-        exact: Tensor = self.twin(*codes)
+        exact: Tensor = self.origin.twin(*codes)
         return exact * self.step
 
 
@@ -109,3 +104,15 @@ def follow_integers(simulated: fx.GraphModule, program: Program, semantics: str)
             steps = [program.format_of(source).scale for source in node.inputs]
             module.follow(integer.get_submodule(node.name), steps, node.out.scale)
     return simulated
+
+
+def altered(net: nn.Module, program: Program) -> list[str]:
+    """Return the nodes whose module in a network, integer or fake-quantized, no longer holds what the program says."""
+    modules = dict(net.named_modules())
+    return [n.name for n in program.nodes if n.out is not None and not _as_made(modules.get(n.name), n, program)]
+
+
+def _as_made(module: nn.Module | None, node: Node, program: Program) -> bool:
+    if isinstance(module, Exact):
+        return not module.changed()
+    return isinstance(module, IntInput) or (isinstance(module, Kept) and module.holds(node, program))

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from zoo.errors import QuantError
+from zoo.integer.kept import Kept
 from zoo.integer.program import Node, Program, TensorFormat, assemble, centred_weight
 from zoo.integer.shapes import shapes, window
 from zoo.resolve import load
@@ -22,14 +23,14 @@ class IntInput(nn.Module):
     def __init__(self, out: TensorFormat) -> None:
         """Take the input tensor's format."""
         super().__init__()
-        self.inverse, self.low, self.high = 1.0 / torch.tensor(out.scale), out.low, out.high
+        self.inverse, self.low, self.high = 1.0 / torch.tensor(out.scale, dtype=torch.float32), out.low, out.high
 
     def forward(self, x: Tensor) -> Tensor:
         """Return codes of ``[N, C, H, W]``; they have no gradient."""
-        return torch.round(x.detach() * self.inverse).clamp_(self.low, self.high)
+        return torch.round(x.detach().to(torch.float32) * self.inverse).clamp_(self.low, self.high)
 
 
-class IntLayer(nn.Module):
+class IntLayer(Kept):
     """Convolution or linear layer: exact accumulation, int32 bias, requantization."""
 
     def __init__(self, node: Node, program: Program, semantics: Any) -> None:
@@ -62,6 +63,13 @@ class IntLayer(nn.Module):
     weight: Tensor
     bias: Tensor
     joint_bias: Tensor
+
+    def holds(self, node: Node, program: Program) -> bool:
+        """Tell whether its weight and bias are still those of the program."""
+        weight, bias = centred_weight(program, node.name), program.tensors[f"{node.name}.bias"].double()
+        return torch.equal(self.weight.cpu().float(), weight) and all(
+            torch.equal(held.cpu().double(), bias) for held in (self.bias, self.joint_bias.to(self.bias))
+        )
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return the exact sums of products, plus ``bias``."""
@@ -104,7 +112,7 @@ class IntConv2d(IntLayer):
             return F.conv2d(x, self.weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-class IntAdd(nn.Module):
+class IntAdd(Kept):
     """Residual addition."""
 
     def __init__(self, node: Node, program: Program, semantics: Any) -> None:
@@ -123,7 +131,7 @@ class IntAdd(nn.Module):
         return self.add(a, b)  # type: ignore[no-any-return]
 
 
-class IntMul(nn.Module):
+class IntMul(Kept):
     """Product with broadcasting: an integer product, requantized."""
 
     def __init__(self, node: Node, program: Program, semantics: Any) -> None:
@@ -136,8 +144,9 @@ class IntMul(nn.Module):
         low, high = limits(node, node.out)
         # TFLite's MUL rescales int32 products also where its convolutions of 16-bit codes sum in int64
         self.requantize = semantics.requantize(
-            a.scale, torch.tensor([b.scale]), node.out.scale, low=low, high=high, wide=product >= INT32
-        )
+            a.scale, torch.tensor([b.scale], dtype=torch.float32), node.out.scale, low=low, high=high,
+            wide=product >= INT32,
+        )  # fmt: skip
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return centred codes of the product."""
@@ -146,10 +155,11 @@ class IntMul(nn.Module):
 
 def _onto(out: TensorFormat, source: TensorFormat, semantics: Any) -> Any:
     """Return the rescaling of a tensor's codes onto another scale."""
-    return semantics.requantize(source.scale, torch.ones(1), out.scale, low=out.low, high=out.high, wide=False)
+    one = torch.ones(1, dtype=torch.float32)
+    return semantics.requantize(source.scale, one, out.scale, low=out.low, high=out.high, wide=False)
 
 
-class IntCat(nn.Module):
+class IntCat(Kept):
     """Concatenation: each input requantized onto the common scale."""
 
     def __init__(self, node: Node, program: Program, semantics: Any) -> None:
@@ -163,7 +173,7 @@ class IntCat(nn.Module):
         return torch.cat([part(t) for part, t in zip(self.parts, tensors, strict=True)], 1)
 
 
-class IntRequantize(nn.Module):
+class IntRequantize(Kept):
     """A tensor onto another scale; what the rounding loses on average is added before it, as a layer's bias does."""
 
     def __init__(self, node: Node, program: Program, semantics: Any) -> None:
@@ -174,13 +184,16 @@ class IntRequantize(nn.Module):
         self.part = _onto(node.out, source, semantics)
         constant, _ = self.part.rounding()
         self.offset = round(-float(constant) * node.out.scale / source.scale)
+        if source.reach + abs(self.offset) >= EXACT32:
+            raise QuantError(f"{node.name}: its scale is {node.out.scale / source.scale:.3g} times that of its input, "
+                             "whose codes and half a step of it have no exact sum; use nearer scales")  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         """Return centred codes."""
         return self.part(x + self.offset if self.offset else x)  # type: ignore[no-any-return]
 
 
-class IntMean(nn.Module):
+class IntMean(Kept):
     """Global or windowed average: an exact sum, then one rescaling with 1/n in the multiplier."""
 
     def __init__(self, node: Node, program: Program, semantics: Any, count: int) -> None:
@@ -204,7 +217,7 @@ class IntMean(nn.Module):
         return self.mean(x.sum((2, 3), keepdim=True))  # type: ignore[no-any-return]
 
 
-class IntTable(nn.Module):
+class IntTable(Kept):
     """An activation as a table of at most 256 codes."""
 
     def __init__(self, node: Node, program: Program) -> None:
@@ -217,6 +230,11 @@ class IntTable(nn.Module):
         self.register_buffer("table", table, persistent=False)
 
     table: Tensor
+
+    def holds(self, node: Node, program: Program) -> bool:
+        """Tell whether its table is still that of the program."""
+        assert node.out is not None
+        return torch.equal(self.table.cpu() + node.out.zero_point, program.tensors[f"{node.name}.table"].float())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return centred codes."""
@@ -246,7 +264,8 @@ def limits(node: Node, out: TensorFormat) -> tuple[int, int]:
     if node.attrs.get("act"):
         low = max(low, 0)
     if node.attrs.get("act") == "relu6":
-        high = min(high, round(float(torch.tensor(6.0) * (1.0 / torch.tensor(out.scale)))))
+        six, scale = torch.tensor([6.0, out.scale], dtype=torch.float32)
+        high = min(high, round(float(six * (1.0 / scale))))
     return low, high
 
 

@@ -215,7 +215,10 @@ def _weights(
         floor = floor.max().reshape(1)
     too_small = scale.double() < floor
     if bool(too_small.any()):
-        scale = torch.where(too_small, (floor * (1 + 1e-6)).float(), scale)
+        floor = floor * (1 + 1e-6)
+        if quantizer.fmt.scale == "pow2":  # kernels for such formats shift, and can do nothing else
+            floor = torch.exp2(torch.ceil(torch.log2(floor)))
+        scale = torch.where(too_small, floor.float(), scale)
         quantizer.scale.copy_(scale * fmt.step)
     weight = module.weight
     codes = fmt.spread(quantizer.codes(weight))

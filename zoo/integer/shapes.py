@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
@@ -28,12 +30,17 @@ def shapes(program: Program) -> dict[str, tuple[int, ...]]:
                 x, w, None, tuple(node.attrs["stride"]), 0, tuple(node.attrs["dilation"]), node.attrs["groups"]
             )
         elif node.op == "linear":
+            if x.dim() != 2:  # torch multiplies the last dimension, scales and biases belong to the second
+                raise ValueError(f"{node.name}: a linear layer takes [N, features], got {list(x.shape)}")
             y = F.linear(x, torch.empty(program.tensors[f"{node.name}.weight"].shape, device="meta"))
         elif node.op in ("add", "mul"):
-            y = x + torch.empty(found[node.inputs[1]], device="meta")
-            if node.op == "add" and found[node.inputs[0]] != found[node.inputs[1]]:  # a sum does not broadcast
-                sizes = " and ".join(str(list(found[i])) for i in node.inputs)
-                raise ValueError(f"{node.name}: cannot add {sizes}")
+            first, second = (found[i] for i in node.inputs)
+            # a sum does not broadcast; of a product of other ranks torch would align channels with images of the batch
+            fits = first == second or (node.op == "mul" and products_fit(first, second))
+            if not fits:
+                verb = "add" if node.op == "add" else "multiply"
+                raise ValueError(f"{node.name}: cannot {verb} {list(first)} and {list(second)}")
+            y = x + torch.empty(second, device="meta")
         elif node.op == "cat":
             y = torch.cat([torch.empty(found[i], device="meta") for i in node.inputs], 1)
         elif node.op == "mean":
@@ -48,6 +55,11 @@ def shapes(program: Program) -> dict[str, tuple[int, ...]]:
             y = x
         found[node.name] = tuple(y.shape)
     return found
+
+
+def products_fit(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Tell whether tensors of these shapes, batch first, have a product: each dimension behind it is equal or 1."""
+    return len(a) == len(b) and a[0] == b[0] and all(m == n or 1 in (m, n) for m, n in zip(a[1:], b[1:], strict=True))
 
 
 def classes(program: Program) -> int:

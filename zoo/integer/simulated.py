@@ -31,7 +31,8 @@ def _quantizer(out: TensorFormat) -> Quantizer:
     symmetric = out.zero_point == 0 and (not out.signed or out.qmin < 0)
     quantizer = Quantizer(Format(bits=out.bits, symmetric=symmetric), signed=out.signed)
     quantizer.qmin, quantizer.qmax = out.qmin, out.qmax
-    quantizer.set_qparams(torch.tensor([out.scale]), torch.tensor([float(out.zero_point)]))
+    scale, zero = torch.tensor([[out.scale], [out.zero_point]], dtype=torch.float32)
+    quantizer.set_qparams(scale, zero)
     return quantizer
 
 

@@ -88,7 +88,7 @@ class QWeighted(QNode):
         super().__init__(out, act)
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        bias = layer.bias if isinstance(layer.bias, Tensor) else torch.zeros(weight.shape[0])
+        bias = layer.bias if isinstance(layer.bias, Tensor) else weight.new_zeros(weight.shape[0])
         self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
         self.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.weight_quantizer = Quantizer(weight_format, signed=weight_format.symmetric, channels=weight.shape[0])

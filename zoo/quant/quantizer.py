@@ -66,8 +66,8 @@ class Quantizer(nn.Module):
         self.axis = 0 if channels and fmt.granularity == "per_channel" else None
         self.qmin, self.qmax = fmt.limits(signed)
         count = channels if self.axis == 0 else 1
-        self.scale = nn.Parameter(torch.ones(count), requires_grad=False)
-        self.register_buffer("zero_point", torch.zeros(count))
+        self.scale = nn.Parameter(torch.ones(count, dtype=torch.float32), requires_grad=False)
+        self.register_buffer("zero_point", torch.zeros(count, dtype=torch.float32))
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
         self.active = False
         self.drop = 0.0

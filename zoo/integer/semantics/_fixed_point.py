@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -49,6 +50,12 @@ class Rescale(nn.Module):
         self.register_buffer("offset", offset, persistent=False)
         self.register_buffer("kink", kink, persistent=False)
         self.digits = digits
+
+    def part(self, channels: slice) -> Rescale:
+        """Return the map of some of the channels; its buffers are views."""
+        made = copy.copy(self)
+        made._buffers = {name: None if t is None else t[channels] for name, t in self._buffers.items()}
+        return made
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
@@ -128,14 +135,18 @@ class FloorShift(Rescale):
     def __init__(self, real: Tensor, bits: int) -> None:
         """Take real factors, float64 [C]; the largest gets ``bits`` bits, all share one shift."""
         super().__init__()
-        _, exponent = quantize_multiplier(float(real.max()))
-        self.shift, self.domain = min(bits - exponent, 62), 2 ** (62 - bits)
+        largest = float(real.max())
+        if not 0 < largest < math.inf:
+            raise QuantError(
+                f"requantize: the factor {largest!r} has no fixed-point form; calibrate scales that are > 0"
+            )
+        self.shift, self.domain = min(bits - math.frexp(largest)[1], 62), 2 ** (62 - bits)
+        if self.shift < 0:
+            raise QuantError(f"requantize: the factor {largest!r} needs a left shift; use larger scales")
         multiplier = torch.floor(real * 2.0**self.shift + 0.5).clamp_(max=2.0**bits - 1)
         self.register_buffer("multiplier", multiplier.to(torch.int64), persistent=False)
         factor, zero = multiplier * 2.0**-self.shift, torch.zeros_like(multiplier)
-        self._describe(factor, zero, zero.clone(), max(self.shift, 0))
-        if self.shift < 0:
-            raise QuantError(f"requantize: the factor {float(real.max())!r} needs a left shift; use larger scales")
+        self._describe(factor, zero, zero.clone(), self.shift)
 
     multiplier: Tensor
 

@@ -14,7 +14,9 @@ Path = Literal["float32", "float64", "int64"]
 CHUNK = 1 << 16  # elements: a float64 scratch of this size stays in a core's cache
 TILE = 2048  # elements: the constants of few channels are repeated to this length, or the inner loops get too short
 FEW_LEVELS = 64  # float32 rarely passes the proof beyond, so trying it would only cost time
-MANY_LEVELS = 1024  # levels * channels * 3 points are checked; 16-bit outputs rely on theorem 2 alone
+MANY_LEVELS = 255  # of 8 bits; 16-bit outputs rely on theorem 2 alone
+MOST_STEPS = 1 << 22  # levels * channels: the proof of a layer with more would take longer than it saves
+POINTS = 1 << 17  # examined at once: what the proof needs in memory does not grow with the layer
 
 
 class Staircase(nn.Module):
@@ -33,19 +35,16 @@ class Staircase(nn.Module):
         self.bent = bool((kink != 0).any())
         self._constants(torch.float64, reference.factor, offset, kink)
         self.path: Path = "int64"
-        exact = (max(abs(low), abs(high)) + 2).bit_length() + reference.digits <= 53  # theorem 2
-        few = 0 < high - low <= FEW_LEVELS  # one level only has no step to check
-        if few or (not exact and high - low <= MANY_LEVELS):
-            points = self._brackets(offset, kink)
-            wanted = None if points is None else reference(points).clamp_(low, high)
-            if points is not None and wanted is not None:
-                middle = offset + self._slack(points, wanted)
-                for dtype in (torch.float32, torch.float64) if few else (torch.float64,):
-                    self._constants(dtype, reference.factor, middle, kink)
-                    self.path = "float32" if dtype == torch.float32 else "float64"
-                    if torch.equal(self(points.double()).to(torch.int64), wanted):
-                        return
-            self._constants(torch.float64, reference.factor, offset, kink)
+        levels = high - low  # where there are none, all that is clamped is alike
+        exact = levels == 0 or (max(abs(low), abs(high)) + 2).bit_length() + reference.digits <= 53  # theorem 2
+        few = 0 < levels <= FEW_LEVELS
+        if (few or (not exact and levels <= MANY_LEVELS)) and levels * offset.numel() <= MOST_STEPS:
+            found = self._proven(offset, kink, (torch.float32, torch.float64) if few else (torch.float64,))
+            if found is not None:
+                dtype, middle = found
+                self._constants(dtype, reference.factor, middle, kink)
+                self.path = "float32" if dtype == torch.float32 else "float64"
+                return
         self.path = "float64" if exact else "int64"
 
     factor: Tensor
@@ -115,23 +114,45 @@ class Staircase(nn.Module):
             y.add_(offset).floor_()
             (y if scratch is None else target.copy_(y)).clamp_(self.low, self.high)
 
-    def _brackets(self, offset: Tensor, kink: Tensor) -> Tensor | None:
-        """Return accumulators [P, C] that hold, for every level, the last below it and the first on it (theorem 3)."""
-        domain = self.reference.domain
-        levels = torch.arange(self.low + 1, self.high + 1, dtype=torch.float64)[:, None]
-        real = (levels - offset - torch.where(levels > 0, kink, -kink)) / self.reference.factor
-        near = real.nan_to_num(0.0, domain, -domain).clamp_(-domain, domain).ceil().to(torch.int64)
-        points = torch.stack([near - 1, near, near + 1]).clamp_(-domain, domain - 1)
-        below = self.reference(points[0]) < levels
-        above = self.reference(points[2]) >= levels
-        sure = (below | (points[0] == -domain)) & (above | (points[2] == domain - 1))
-        return points.reshape(-1, near.shape[1]) if bool(sure.all()) else None
+    def _proven(
+        self, offset: Tensor, kink: Tensor, types: tuple[torch.dtype, ...]
+    ) -> tuple[torch.dtype, Tensor] | None:  # fmt: skip
+        """Return the first type that equals the reference in every channel, and the offsets [C] that it takes."""
+        left, parts = list(types), []
+        width = max(1, POINTS // (3 * (self.high - self.low)))
+        for start in range(0, offset.numel(), width):
+            part = slice(start, start + width)
+            reference, factor = self.reference.part(part), self.reference.factor[part]
+            points = _brackets(reference, offset[part], kink[part], self.low, self.high)
+            if points is None:
+                return None
+            wanted = reference(points).clamp_(self.low, self.high)
+            # midway between the accumulators around the steps
+            y = points * factor
+            y += torch.copysign(kink[part], y) + offset[part]
+            parts.append(offset[part] + middle_shift(y, wanted.double(), self.low, self.high))
+            found = torch.empty(points.shape, dtype=torch.float32)
+            for dtype in tuple(left):
+                constants = [t.to(dtype)[None] for t in (factor, parts[-1], kink[part])]
+                self._stairs(points.double(), found, constants)
+                if not torch.equal(found.to(torch.int64), wanted):
+                    left.remove(dtype)
+            if not left:
+                return None
+        return left[0], torch.cat(parts)
 
-    def _slack(self, points: Tensor, wanted: Tensor) -> Tensor:
-        """Return the shift [C] of the offset that puts the steps midway between the accumulators around them."""
-        y = points * self.factor
-        y += torch.copysign(self.kink, y) + self.offset
-        return middle_shift(y, wanted.double(), self.low, self.high)
+
+def _brackets(reference: Rescale, offset: Tensor, kink: Tensor, low: int, high: int) -> Tensor | None:
+    """Return accumulators [P, C] that hold, for every level, the last below it and the first on it (theorem 3)."""
+    domain = reference.domain
+    levels = torch.arange(low + 1, high + 1, dtype=torch.float64)[:, None]
+    real = (levels - offset - torch.where(levels > 0, kink, -kink)) / reference.factor
+    near = real.nan_to_num(0.0, domain, -domain).clamp_(-domain, domain).ceil().to(torch.int64)
+    points = torch.stack([near - 1, near, near + 1]).clamp_(-domain, domain - 1)
+    below = reference(points[0]) < levels
+    above = reference(points[2]) >= levels
+    sure = (below | (points[0] == -domain)) & (above | (points[2] == domain - 1))
+    return points.reshape(-1, near.shape[1]) if bool(sure.all()) else None
 
 
 def middle_shift(y: Tensor, wanted: Tensor, low: int, high: int) -> Tensor:

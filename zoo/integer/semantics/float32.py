@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from zoo.errors import QuantError
 from zoo.integer.semantics._fixed_point import per_channel
 from zoo.integer.semantics._staircase import aligned, chunks
 from zoo.quant.ops import dense
@@ -13,13 +16,21 @@ NAME = "float32"
 DESCRIPTION = "float32 multiplier, round half to even"
 
 
+def _checked(factor: Tensor) -> Tensor:
+    """Return the factor; QuantError where float32 has no number > 0 for it: zero times infinity is no code."""
+    if not bool((torch.isfinite(factor) & (factor > 0)).all()):
+        wrong = float(factor[~(torch.isfinite(factor) & (factor > 0))][0])
+        raise QuantError(f"requantize: the factor {wrong!r} is no float32 > 0; calibrate scales that are nearer 1")
+    return factor
+
+
 class _Scale(nn.Module):
     """``clamp(round(float32(acc) * factor))``, every operation in float32."""
 
     def __init__(self, factor: Tensor, low: int, high: int) -> None:
         super().__init__()
         self.low, self.high = low, high
-        self.register_buffer("factor", factor, persistent=False)
+        self.register_buffer("factor", _checked(factor), persistent=False)
 
     factor: Tensor
 
@@ -54,10 +65,12 @@ class _Add(nn.Module):
         super().__init__()
         a, b, y = (torch.tensor(s, dtype=torch.float32) for s in scales)
         self.zeros = [float(z) for z in zeros]
-        ratio_a, ratio_b = a / y, b / y
+        ratio_a, ratio_b = _checked(a / y), _checked(b / y)
         inner = (ratio_b * self.zeros[1]).double()
         shift = (ratio_a.double() * self.zeros[0] + inner).float()
         self.fixed = float(torch.tensor(self.zeros[2], dtype=torch.float32) - shift)
+        if not math.isfinite(self.fixed):
+            raise QuantError(f"add: the offset {self.fixed!r} is no float32; calibrate scales that are nearer 1")
         self.a, self.b = float(ratio_a), float(ratio_b)
         self.low, self.high = low, high
 

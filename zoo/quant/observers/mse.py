@@ -47,12 +47,12 @@ class Mse:
     def _search(
         self, sample: Tensor, low: Tensor, high: Tensor, quantizer: Quantizer, move_low: bool, move_high: bool
     ) -> tuple[Tensor, Tensor]:
-        factor = torch.tensor([[1.0 - step / self.candidates] for step in range(self.candidates)])
+        factor = torch.tensor([[1.0 - step / self.candidates] for step in range(self.candidates)], dtype=torch.float32)
         lows = low * factor if move_low else low.expand(self.candidates, -1)
         highs = high * factor if move_high else high.expand(self.candidates, -1)
         trial = Quantizer(quantizer.fmt, signed=quantizer.signed)
-        trial.scale = torch.nn.Parameter(torch.ones(lows.numel()), requires_grad=False)
-        trial.zero_point = torch.zeros(lows.numel())
+        trial.scale = torch.nn.Parameter(torch.ones(lows.numel(), dtype=torch.float32), requires_grad=False)
+        trial.zero_point = torch.zeros(lows.numel(), dtype=torch.float32)
         trial.set_range(lows, highs)
         errors = torch.full_like(lows, float("inf"))
         scales, zeros = trial.scale.reshape_as(lows), trial.zero_point.reshape_as(lows)
