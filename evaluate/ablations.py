@@ -89,11 +89,12 @@ def _section(name: str, spec: Mapping[str, Any], rows: Mapping[str, Sequence[Rec
 
 
 def _require_comparable(what: str, record: Record, first: Record) -> None:
-    for part, of in (
-        ("test images", lambda r: r.data.fingerprint), ("float weights", lambda r: r.parent.sha256),
-        ("arithmetic", lambda r: r.semantics),
-    ):  # fmt: skip
-        if of(record) != of(first):
+    for part, mine, its in (
+        ("test images", record.data.fingerprint, first.data.fingerprint),
+        ("float weights", record.parent.sha256, first.parent.sha256),
+        ("arithmetic", record.semantics, first.semantics),
+    ):
+        if mine != its:
             raise ArtifactError(f"{what}: its record of seed {record.seed} has other {part} than {first.recipe}, which "
                                 "it is compared with; remove it and run python -m zoo.ablate again")  # fmt: skip
 

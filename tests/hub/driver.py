@@ -36,8 +36,8 @@ MODULES = ("zoo.publish", "zoo.pull", "zoo.run", "tests.hub.load")
 
 def watch(moment: int, files: bool) -> None:
     """End the process with a kill at a moment: before a call that sends a request or renames a file, and after it too
-    where it changes something; with ``files`` at every copy and flush of a file too. A question for a file's head leaves
-    nothing behind on either side, so what follows it is moment enough."""  # fmt: skip
+    where it changes something; with ``files`` at every copy and flush of a file too. A question for a file's head
+    leaves nothing behind on either side, so what follows it is moment enough."""  # fmt: skip
     import httpx2
 
     passed = 0
