@@ -19,6 +19,7 @@ from tests.networks import SIZE, images, small_resnet
 from zoo import paths
 from zoo.artifact.checkpoint import Network
 from zoo.errors import ArtifactError, DataError, GraphError, RecipeError
+from zoo.rescore import rescore
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE: dict[str, Any] = {
@@ -68,9 +69,18 @@ def test_the_checkpoint_of_quantize_is_complete(network: Network, tmp_path: Path
 
 
 def test_the_recipe_of_quantize_is_the_one_that_was_run(network: Network, tmp_path: Path) -> None:
-    zoo.quantize(small_resnet(), "resnet8_w4a8", [images(64)], preprocess=MADE).save(tmp_path / "fewer")
+    with pytest.warns(UserWarning, match="64 images are given, the recipe's calibrate takes 1,024"):
+        made = zoo.quantize(small_resnet(), "resnet8_w4a8", [images(64)], preprocess=MADE)
+    made.save(tmp_path / "fewer")
     counts = [next(iter(s.values())) for s in _yaml(zoo.load(tmp_path / "fewer").recipe)["steps"] if "calibrate" in s]
     assert [c["images"] for c in counts] == [64]
+    # the file of that recipe is a recipe: it asks for what there was
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = zoo.quantize(small_resnet(), str(tmp_path / "fewer" / "recipe.yaml"), [images(64)], preprocess=MADE)
+    assert all(torch.equal(t, again.program.tensors[n]) for n, t in made.program.tensors.items())
+    with pytest.raises(ArtifactError, match="was never measured and names no test images"):
+        rescore(tmp_path / "fewer")
     assert _yaml(network.recipe)["steps"] == RECIPE["steps"]
 
 
@@ -119,6 +129,8 @@ def test_what_quantize_cannot_use_is_refused() -> None:
     net, pictures = small_resnet(), [images(16)]
     with pytest.raises(RecipeError, match=r"resnet8_w8b8.*did you mean 'resnet8_w8a8'"):
         zoo.quantize(net, "resnet8_w8b8", pictures)
+    with pytest.raises(RecipeError, match="the recipe must be a name or a mapping, got list"):
+        zoo.quantize(net, ["quantize"], pictures)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="empty"):
         zoo.quantize(net, RECIPE, [])
     with pytest.raises(DataError, match="NaN"):

@@ -136,6 +136,10 @@ def test_a_float_training_from_a_changed_recipe_does_not_replace_the_recipes_own
         ({"threads": 100_000}, r"threads must be in 1\.\.1024"),
         ({"seed": 10**15}, r"seed in 0\.\.4294967295"),
         ({"images": 0}, "images: must be positive, got 0"),
+        ({"test_limit": 0}, "test_limit: must be positive, got 0"),
+        ({"tolerance": {"top1": -3.0}}, r"tolerance: must be points in 0\.\.100"),
+        ({"tolerance": {"top1": float("nan")}}, r"tolerance\.top1: expected a finite number, got nan"),
+        ({"steps": ["quantize", {"train": {"lr": float("inf")}}]}, r"steps\[1\]\.train\.lr: expected a finite number"),
     ],
 )
 def test_fields_that_no_run_can_have_are_refused(change: dict[str, object], message: str) -> None:

@@ -10,6 +10,8 @@ from zoo.errors import RecipeError, suggest
 from zoo.paths import recipes_dir
 
 _UNKNOWN = re.compile(r"Could not override '([^']+)'")
+_NUMBERED = ("name a step by its place, counted from 0, such as steps.2.train.lr=0.01, with a + before it for a field "
+             "that the recipe's files leave out")  # fmt: skip
 
 
 def names(group: str = "recipe") -> list[str]:
@@ -47,6 +49,7 @@ def compose(overrides: list[str]) -> dict[str, Any]:
         unknown = _UNKNOWN.match(first)
         if unknown:
             key = unknown[1]
+            _refuse_bare_steps(key)
             near = suggest(key.rpartition(".")[2], _beside(key, overrides))
             raise RecipeError(
                 f"{key}: no such field{near}; a field that the recipe's files leave out is added by +{key}=VALUE"
@@ -54,8 +57,17 @@ def compose(overrides: list[str]) -> dict[str, Any]:
         cause = error.__cause__
         detail = f" ({' '.join(str(cause).split())[:160]})" if cause else ""
         raise RecipeError(f"recipe: {first[:200]}{detail}") from None
+    except TypeError as error:
+        raise RecipeError(f"recipe: {' '.join(str(error).split())[:200]}; {_NUMBERED}") from None
     assert isinstance(fields, dict)
     return {str(k): v for k, v in fields.items()}
+
+
+def _refuse_bare_steps(key: str) -> None:
+    from zoo import resolve
+
+    if key.partition(".")[0] in resolve.names("zoo.steps"):
+        raise RecipeError(f"{key}: is a field of a step; {_NUMBERED}")
 
 
 def _beside(key: str, overrides: list[str]) -> list[str]:

@@ -65,7 +65,11 @@ def quantize_network(
 
     if not isinstance(model, nn.Module):
         raise GraphError(f"zoo.quantize: the network must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(recipe, str):
+    if not isinstance(recipe, str | Mapping):
+        raise RecipeError(f"zoo.quantize: the recipe must be a name or a mapping, got {type(recipe).__name__}")
+    if isinstance(recipe, str) and recipe.endswith((".yaml", ".yml")):
+        fields = {"name": "custom", "model": {}, "data": {}} | read_recipe(Path(recipe))
+    elif isinstance(recipe, str):
         if recipe not in names():
             raise RecipeError(f"recipe {recipe!r} is unknown{suggest(recipe, names())}")
         fields = compose([f"recipe={recipe}"])
@@ -156,10 +160,14 @@ def _misfit(made: Preprocess, images: Images, beyond: float) -> str:
 
 
 def _fit(recipe: Recipe, count: int) -> Recipe:
-    """Let the steps of a shipped recipe make do with the images there are; calibrate refuses too few."""
+    """Let the steps of a shipped recipe make do with the images there are, and say so; calibrate refuses too few."""
     steps = []
     for step in recipe.steps:
         wanted = step.settings.get("images")
         fewer = {"images": max(count, MINIMUM)} if isinstance(wanted, int) and wanted > count else {}
         steps.append(Step(step.name, step.settings | fewer))
+    if short := next((step for step, made in zip(recipe.steps, steps, strict=True) if step != made), None):
+        wanted = short.settings["images"]
+        warnings.warn(f"zoo.quantize: {count} images are given, the recipe's {short.name} takes {wanted:,}; give as many "
+                      "for the accuracy that it stands for", stacklevel=4)  # fmt: skip
     return replace(recipe, steps=tuple(steps))

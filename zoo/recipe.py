@@ -76,6 +76,10 @@ class Recipe:
             raise RecipeError(f"{where}: threads must be in 1..{_MOST_THREADS}, seed in 0..{_MOST_SEED}")
         if recipe.images is not None and recipe.images < 1:
             raise RecipeError(f"{where}.images: must be positive, got {recipe.images}")
+        if recipe.test_limit is not None and recipe.test_limit < 1:
+            raise RecipeError(f"{where}.test_limit: must be positive, got {recipe.test_limit}")
+        if not all(0 <= points <= 100 for points in recipe.tolerance.values()):
+            raise RecipeError(f"{where}.tolerance: must be points in 0..100, got {recipe.tolerance}")
         return recipe
 
 

@@ -37,6 +37,9 @@ def rescore(folder: Path) -> Rescored:
 
     held = checkpoint.read(folder)
     where = str(folder / "recipe.yaml")
+    if not held.metrics:
+        raise ArtifactError(f"{folder}: was never measured and names no test images, as what zoo.quantize makes; "
+                            "measure it with images of yours")  # fmt: skip
     if not held.recipe:
         raise ArtifactError(f"{where}: is missing or empty, so no data set is known; fetch the checkpoint again")
     recipe = recipe_of(held, folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import math
 import pkgutil
 import re
 import types
@@ -107,6 +108,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return value if isinstance(value, typing.cast(type, kind)) else build(typing.cast(type, kind), value, where)
     if kind is float and type(value) is int:
         return float(value)
+    if type(value) is float and not math.isfinite(value):
+        raise RecipeError(f"{where}: expected a finite number, got {value!r}")
     if type(value) is not kind:
         raise RecipeError(f"{where}: expected {kind.__name__}, got {value!r} ({type(value).__name__})")
     return value

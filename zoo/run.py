@@ -23,7 +23,7 @@ usage: python -m zoo.run recipe=NAME [field=value ...]
 
   recipe=NAME            one of: {recipes}
   recipe=FILE.yaml       a resolved recipe, such as a checkpoint's recipe.yaml; takes no further fields
-  FIELD=VALUE            change any field, e.g. seed=1 images=256 steps.3.calibrate.act=percentile quant.act.bits=6
+  FIELD=VALUE            change any field, e.g. seed=1 test_limit=1000 steps.3.calibrate.act=percentile quant.act.bits=6
   model=NAME data=NAME quant=NAME   swap a whole group
   output=DIR             where to write (default: results/ of a checkout, ./results otherwise); a changed recipe that
                          would replace what the recipe itself made asks for it, or for name=NAME
@@ -144,7 +144,11 @@ def resolve(arguments: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
         return compose(overrides), own
     if overrides:
         raise RecipeError(f"{file}: is resolved already, {overrides[0]!r} cannot change it; edit the file")
-    return read_recipe(file), own
+    fields = read_recipe(file)
+    if "defaults" in fields:
+        raise RecipeError(f"{file}: names parts of the repository (defaults), which only recipe=NAME takes from there; "
+                          f"try recipe={file.stem}")  # fmt: skip
+    return fields, own
 
 
 if __name__ == "__main__":

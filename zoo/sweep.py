@@ -86,11 +86,12 @@ def attempt(fields: dict[str, Any], overrides: list[str], root: Path) -> dict[st
 
     Raises RecipeError where a changed recipe would replace what another one has made.
     """
-    from zoo.pipeline import run
+    from zoo.pipeline import dry, run
     from zoo.place import require_own
     from zoo.recipe import ends_in_float
     from zoo.training import train_float
 
+    dry(fields)
     kept = recorded(fields, root)
     if kept is not None:
         return {"state": "kept", "top1": kept}

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from zoo.errors import QuantError
 from zoo.integer.kept import Kept
+from zoo.integer.precision import float32_is_kept
 from zoo.integer.program import Node, Program, TensorFormat, assemble, centred_weight
 from zoo.integer.shapes import shapes, window
 from zoo.resolve import load
@@ -71,18 +72,19 @@ class IntLayer(Kept):
             torch.equal(held.cpu().double(), bias) for held in (self.bias, self.joint_bias.to(self.bias))
         )
 
-    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the exact sums of products, plus ``bias``."""
-        return F.linear(x, self.weight, bias)
+        return F.linear(x, weight, bias)
 
     def accumulate(self, x: Tensor) -> Tensor:
-        """Return the exact accumulator including the bias, float32 where it fits and float64 elsewhere."""
-        x = x.to(self.weight.dtype)
+        """Return the exact accumulator including the bias, float32 where it fits and is kept, float64 elsewhere."""
+        dtype = self.weight.dtype if float32_is_kept(x.device) else torch.float64
+        x, weight = x.to(dtype), self.weight.to(dtype)
         # under the caller's autocast the sums would be those of bfloat16
         with torch.autocast(x.device.type, enabled=False):
             if self.joint:
-                return self.multiply(x, self.joint_bias)
-            acc = self.multiply(x, None).double()
+                return self.multiply(x, weight, self.joint_bias.to(dtype))
+            acc = self.multiply(x, weight, None).double()
         return acc.add_(self.bias.reshape([1, -1] + [1] * (acc.dim() - 2)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,13 +105,13 @@ class IntConv2d(IntLayer):
         self.stride, self.dilation = tuple(node.attrs["stride"]), tuple(node.attrs["dilation"])
         self.groups = int(node.attrs["groups"])
 
-    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the exact sums of products, plus ``bias``."""
         if self.extra is not None:
             x = F.pad(x, self.extra)
         # NNPACK's Winograd kernels are not exact on integers
         with torch.backends.nnpack.flags(enabled=False):
-            return F.conv2d(x, self.weight, bias, self.stride, self.padding, self.dilation, self.groups)
+            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class IntAdd(Kept):

@@ -70,7 +70,7 @@ class Calibrate:
         available = len(ctx.calibration)
         wanted = self.images if self.images is not None else min(512, available)
         if available < max(wanted, MINIMUM):
-            lower = " or lower calibrate.images" if available >= MINIMUM else ""
+            lower = f" or lower steps.{ctx.position}.calibrate.images" if available >= MINIMUM else ""
             raise DataError(
                 f"calibrate: {available} calibration images, {max(wanted, MINIMUM)} needed; give more images{lower}"
             )
