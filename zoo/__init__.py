@@ -54,13 +54,14 @@ def quantize(
     """Quantize your own float network with a recipe's formats and steps, and return the integer network.
 
     ``recipe`` is the name of a shipped recipe without the step train, the path of a resolved one (``.yaml``), or a
-    mapping with ``steps`` and ``quant``, a name of ``recipes/quant`` or its fields; ``calibration_loader`` yields preprocessed float batches ``[N, C, H, W]`` of
-    training images, alone or as the first of a tuple. The result's ``.save(folder)`` writes a checkpoint that
-    ``load`` reads; it keeps ``labels``, one text a class, and ``preprocess``, what your loader did: ``mean`` and
-    ``std`` a channel in pixels of 0..255 (0 and 1 when not given, with a warning where the loader's values are no such
-    pixels), ``resize`` and ``interpolation`` (``zoo.preprocess.Preprocess``). Raises GraphError for an
-    operation without a quantized form, RecipeError for a bad recipe, DataError for fewer than 16 images or ones that
-    ``preprocess`` cannot make; fewer than the recipe asks for are taken, with a warning.
+    mapping with ``steps`` and ``quant``, a name of ``recipes/quant`` or its fields; ``calibration_loader`` yields
+    preprocessed float batches ``[N, C, H, W]`` of training images, alone or as the first of a tuple. The result's
+    ``.save(folder)`` writes a checkpoint that ``load`` reads; it keeps ``labels``, one text a class, and
+    ``preprocess``, what your loader did: ``mean`` and ``std`` a channel in pixels of 0..255 (0 and 1 when not
+    given, with a warning where the loader's values are no such pixels), ``resize`` and ``interpolation``
+    (``zoo.preprocess.Preprocess``). Raises GraphError for an operation without a quantized form, RecipeError for a
+    bad recipe, DataError for fewer than 16 images or ones that ``preprocess`` cannot make; fewer than the recipe
+    asks for are taken, with a warning.
     """
     from zoo.loading import quantize_network
 

@@ -168,6 +168,6 @@ def _fit(recipe: Recipe, count: int) -> Recipe:
         steps.append(Step(step.name, step.settings | fewer))
     if short := next((step for step, made in zip(recipe.steps, steps, strict=True) if step != made), None):
         wanted = short.settings["images"]
-        warnings.warn(f"zoo.quantize: {count} images are given, the recipe's {short.name} takes {wanted:,}; give as many "
-                      "for the accuracy that it stands for", stacklevel=4)  # fmt: skip
+        warnings.warn(f"zoo.quantize: {count} images are given, the recipe's {short.name} takes {wanted:,}; give as "
+                      "many for the accuracy that it stands for", stacklevel=4)  # fmt: skip
     return replace(recipe, steps=tuple(steps))
