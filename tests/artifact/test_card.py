@@ -72,10 +72,12 @@ def test_a_source_that_is_no_hub_id_gives_no_base_model() -> None:
 
 def test_bits_per_layer_group_and_tensor() -> None:
     text = card()
-    assert "| convolution (`stem`) | 1 | 8 | 8 |" in text
-    assert "| convolution (`b1`) | 1 | 4 | 4 |" in text
-    assert "| grouped or depthwise convolution (`b2`) | 1 | 4 | 4 |" in text
-    assert "| fully connected (`fc`) | 1 | 8 | 16 |" in text
+    assert "| layers | count | weight bits | input bits | output bits |" in text
+    assert "| convolution (`stem`) | 1 | 8 | 8 | 8 |" in text
+    assert "| convolution (`b1`) | 1 | 4 | 8 | 4 |" in text
+    assert "| grouped or depthwise convolution (`b2`) | 1 | 4 | 4 | 4 |" in text
+    # a flattened tensor has the bits of the pool's
+    assert "| fully connected (`fc`) | 1 | 8 | 7 | 16 |" in text
     for line in ("- network input: 8 bits", "- residual adds: 5 bits", "- pools: 7 bits", "- logits: 16 bits"):
         assert line in text
 

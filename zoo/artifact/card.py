@@ -159,15 +159,20 @@ def _timm(r: Mapping[str, Any], hub: Published) -> str:
 
 def _quantized(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     nodes: Sequence[Mapping[str, Any]] = config["nodes"]
-    layers = [n for n in nodes if n["op"] in _WEIGHTED]
-    groups: dict[tuple[str, int, int], list[str]] = {}
-    for node in layers:
-        kind = "fully connected" if node["op"] == "linear" else _conv(node)
-        groups.setdefault((kind, node["weight"]["bits"], node["out"]["bits"]), []).append(node["name"])
+    bits: dict[str, int] = {}
+    groups: dict[tuple[str, int, int, int], list[str]] = {}
+    for node in nodes:
+        # what has no format of its own passes its input's on
+        bits[node["name"]] = node["out"]["bits"] if node.get("out") else bits[node["inputs"][0]]
+        if node["op"] in _WEIGHTED:
+            kind = "fully connected" if node["op"] == "linear" else _conv(node)
+            read = bits[node["inputs"][0]]
+            groups.setdefault((kind, node["weight"]["bits"], read, node["out"]["bits"]), []).append(node["name"])
     rows = [
-        f"| {kind} ({_which(names)}) | {len(names)} | {w} | {a} |" for (kind, w, a), names in sorted(groups.items())
+        f"| {kind} ({_which(names)}) | {len(names)} | {' | '.join(map(str, widths))} |"
+        for (kind, *widths), names in sorted(groups.items())
     ]
-    table = "| layers | count | weight bits | output bits |\n|---|---:|---:|---:|\n" + "\n".join(rows)
+    table = "| layers | count | weight bits | input bits | output bits |\n|---|---:|---:|---:|---:|\n" + "\n".join(rows)
     last = nodes[-1]["name"]
     tensors: dict[str, set[int]] = {}
     for node in nodes:
