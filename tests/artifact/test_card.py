@@ -119,7 +119,7 @@ def test_few_layers_are_all_named_and_of_many_the_first_and_the_last() -> None:
     def named(count: int) -> str:
         stem, *rest = CONFIG["nodes"]
         layers = [layer(f"c{i}", "conv2d", "image_codes", 4, 4) for i in range(count)]
-        text = render_card(make_record().to_dict(), CONFIG | {"nodes": [stem, *layers, rest[-1]]})
+        text = render_card(make_record().to_dict(), CONFIG | {"nodes": [stem, *layers, rest[-1] | {"inputs": ["c0"]}]})
         return next(line for line in text.splitlines() if "`c0`" in line)
 
     assert "(`c0`, `c1`, `c2`, `c3`) | 4 |" in named(4)
