@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from tests.records import make_record
 from zoo import list as zoo_list
+from zoo import resolve
 from zoo.paths import recipes_dir, results_dir
 from zoo.results import write_record
 
@@ -56,9 +59,22 @@ def test_broken_yaml_is_one_line(folders: Path, text: str, capsys: pytest.Captur
     assert error.startswith("error: bad.yaml: ") and error.count("\n") == 1
 
 
-def test_an_argument_is_refused(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert zoo_list.main(["nonsense"]) == 2 and zoo_list.main(["--help"]) == 0
-    assert "python -m zoo.list" in capsys.readouterr().out
+def test_what_is_no_step_is_refused(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo_list.main(["calibrat"]) == 2 and zoo_list.main(["train", "gptq"]) == 2 and zoo_list.main(["--help"]) == 0
+    told = capsys.readouterr()
+    assert "python -m zoo.list STEP" in told.out and "did you mean 'calibrate'" in told.err
+
+
+@pytest.mark.parametrize("name", resolve.names("zoo.steps"))
+def test_a_step_is_shown_with_all_its_fields(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo_list.main([name]) == 0
+    text = capsys.readouterr().out
+    kind = getattr(resolve.load("zoo.steps", name, "test"), resolve.class_name(name))
+    assert kind.__doc__.splitlines()[0] in text
+    shown = dict(re.findall(r"^  (\w+) +.* = (.*)$", text, re.MULTILINE))
+    assert shown.keys() == {field.name for field in fields(kind)}
+    values = [field for field in fields(kind) if isinstance(field.default, int | float | str)]
+    assert all(shown[field.name] == repr(field.default) for field in values)
 
 
 def test_command_lists_what_is_on_disk() -> None:

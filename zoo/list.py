@@ -1,7 +1,12 @@
-"""Say what exists: ``python -m zoo.list`` prints recipes, models, data sets, steps and checkpoints."""
+"""Say what exists: ``python -m zoo.list`` prints recipes, models, data sets, steps and checkpoints.
+
+``python -m zoo.list STEP`` prints what a step does, and its fields with their defaults.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,10 +36,24 @@ def overview() -> str:
         _block("models: model=NAME", describe(root / "model")),
         _block("data sets: data=NAME", describe(root / "data")),
         _block("formats: quant=NAME", describe(root / "quant")),
-        "steps, in a recipe's list:\n  " + (", ".join(resolve.names("zoo.steps")) or "none"),
+        "steps, in a recipe's list; python -m zoo.list STEP prints the fields of one:\n  "
+        + (", ".join(resolve.names("zoo.steps")) or "none"),
         "checkpoints: zoo.load(NAME)\n" + _checkpoints(results_dir()),
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def step(name: str) -> str:
+    """Return what a step does, and its fields with types and defaults; RecipeError for an unknown one."""
+    kind = getattr(resolve.load("zoo.steps", name, "zoo.list"), resolve.class_name(name))
+    fields = [(f.name, f"{f.type} = {_default(f)}") for f in dataclasses.fields(kind)]
+    return f"{name}: {inspect.cleandoc(kind.__doc__)}\n\n" + _block("fields", dict(fields)) + "\n"
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
+    return "required" if field.default is dataclasses.MISSING else repr(field.default)
 
 
 def _description(path: Path) -> str:
@@ -96,12 +115,12 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
 
 @command()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the overview; return 0, or 2 when a file cannot be read or an argument is given."""
+    """Print the overview, or a step; return 0, or 2 when a file cannot be read or there is no such step."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments:
-        print(__doc__.splitlines()[0])
+    if len(arguments) > 1 or (arguments and arguments[0].startswith("-")):
+        print(__doc__, end="")
         return 0 if set(arguments) <= {"-h", "--help"} else 2
-    print(overview(), end="")
+    print(step(arguments[0]) if arguments else overview(), end="")
     return 0
 
 
