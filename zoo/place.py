@@ -96,10 +96,6 @@ def require_own(fields: dict[str, Any], root: Path) -> None:
     from zoo.recipe import content_hash, ends_in_float
 
     name, seed = str(fields["name"]), int(fields.get("seed", 0))
-    mine = content_hash(fields)
-    itself = compose([f"recipe={name}", f"seed={seed}"]) if name in names() else None
-    if itself is not None and mine == content_hash(itself) and _weights(fields) == _weights(itself):
-        return
     for kept in _kept(root, name, seed, ends_in_float(fields)):
         try:
             earlier = Earlier.read(kept)
@@ -108,6 +104,9 @@ def require_own(fields: dict[str, Any], root: Path) -> None:
         alike = fields | {"seed": earlier.seed}
         if earlier.is_of(alike):
             continue
+        itself = compose([f"recipe={name}", f"seed={seed}"]) if name in names() else {}
+        if content_hash(fields) == content_hash(itself) and _weights(fields) == _weights(itself):
+            return
         what = "run takes other float weights" if earlier.recipe == content_hash(alike) else "is a changed recipe"
         place = kept.parent if kept.name == "metrics.json" else kept
         effect = "would replace" if earlier.seed == seed else "would be taken for another seed of"

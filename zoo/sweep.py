@@ -91,10 +91,10 @@ def attempt(fields: dict[str, Any], overrides: list[str], root: Path) -> dict[st
     from zoo.recipe import ends_in_float
     from zoo.training import train_float
 
-    dry(fields)
     kept = recorded(fields, root)
     if kept is not None:
         return {"state": "kept", "top1": kept}
+    dry(fields)
     require_own(fields, root)
     command = shlex.join(["python", "-m", "zoo.run", *overrides])
     if ends_in_float(fields):
