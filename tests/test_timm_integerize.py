@@ -1,4 +1,4 @@
-"""timm networks of seven kinds, whole: quantized, calibrated, integerized, saved and read back."""
+"""timm networks of many kinds, whole: quantized, calibrated, integerized, saved and read back."""
 
 from __future__ import annotations
 

@@ -17,6 +17,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "efficientnet_lite0": {},
     "mobilenetv1_100": {},
     "mobilenetv4_conv_small": {},
+    "ghostnet_050": {},
+    "mixnet_s": {},
+    "fasternet_t0": {},
 }
 SIZE = 64
 

@@ -35,8 +35,8 @@ PATTERNS = (b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\0\0\x80\xff", b"\0\0\0\0", b"\1
             b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\xff\xff\xff\xff", b"\0\0\x80\x3f", b"\x99\x76\x96\x7e")  # fmt: skip
 TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64", "BOOL", "F8_E4M3",
          "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "C64", "PICKLE")  # fmt: skip
-OPERATIONS = ("input", "conv2d", "linear", "add", "mul", "cat", "mean", "avg_pool", "max_pool", "flatten", "table",
-              "requantize", "eval", "call_function", "torch.load")  # fmt: skip
+OPERATIONS = ("input", "conv2d", "linear", "add", "mul", "cat", "mean", "avg_pool", "max_pool", "flatten", "slice",
+              "table", "requantize", "eval", "call_function", "torch.load")  # fmt: skip
 SEMANTICS = ("tflite", "float32", "floor", "int64", "_staircase")
 
 

@@ -16,7 +16,7 @@ from zoo.models import mobilenetv1, mobilenetv2_cifar, resnet8, resnet_cifar, vg
 
 VOCABULARY = (
     nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, ops.Add, ops.Mul,
-    ops.Cat, ops.GlobalMean, *ops.ACTIVATIONS.values(),
+    ops.Cat, ops.Slice, ops.GlobalMean, *ops.ACTIVATIONS.values(),
 )  # fmt: skip
 
 

@@ -136,6 +136,10 @@ class Builder:
         """Add a flatten."""
         return self._node(name, "flatten", (source,), {}, None)
 
+    def slice(self, name: str, source: str, start: int, stop: int) -> str:
+        """Add some channels of a tensor."""
+        return self._node(name, "slice", (source,), {"start": start, "stop": stop}, None)
+
     def table(self, name: str, source: str, function: str) -> str:
         """Add an activation; its table is worked out here in Python's floats."""
         fmt, gate = self.program.format_of(source), function in ("hardsigmoid", "sigmoid")

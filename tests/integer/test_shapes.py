@@ -21,6 +21,15 @@ def test_a_linear_layer_of_pictures_is_refused() -> None:
         shapes(b.program)
 
 
+def test_channels_that_are_not_there_are_refused() -> None:
+    """Torch would take those that are."""
+    b = Builder((3, 4, 4), 0)
+    b.slice("part", "x", 1, 3)
+    b.slice("more", "part", 1, 3)
+    with pytest.raises(ValueError, match="more: 2 channels have none before 3"):
+        shapes(b.program)
+
+
 @pytest.mark.parametrize("op", ["mul", "add"])
 @pytest.mark.parametrize("swapped", [False, True])
 def test_tensors_of_other_dimensions_have_no_product_and_no_sum(op: str, swapped: bool) -> None:

@@ -17,10 +17,10 @@ from zoo.integer.program import Node, Program, TensorFormat, WeightFormat
 _ATTRS: dict[str, tuple[str, ...]] = {
     "input": (), "conv2d": ("stride", "pad", "dilation", "groups"), "linear": (), "add": (), "mul": (), "cat": (),
     "mean": (), "avg_pool": ("kernel_size", "stride"), "max_pool": ("kernel_size", "stride", "padding"),
-    "flatten": (), "table": ("function",), "requantize": (),
+    "flatten": (), "slice": ("start", "stop"), "table": ("function",), "requantize": (),
 }  # fmt: skip
 _ARITY = {"input": 0, "add": 2, "mul": 2}
-_UNFORMATTED = ("max_pool", "flatten")
+_UNFORMATTED = ("max_pool", "flatten", "slice")
 _TABLES = (torch.uint8, torch.int16, torch.int32)
 _MAX_SIDE, _MAX_NODES = 4096, 1024
 # a channel costs a proof of its own (docs/semantics.md, section 5), whatever its weights take in the file
@@ -183,12 +183,16 @@ def _attrs(op: str, attrs: Any, where: str) -> dict[str, Any]:
             good = value in list(ops.ACTIVATIONS)
         elif key == "groups":
             good = type(value) is int and 1 <= value <= 65536
+        elif key in ("start", "stop"):
+            good = type(value) is int and 0 <= value <= _MAX_CHANNELS
         else:
             least = 0 if key in ("pad", "padding") else 1
             _ints(value, 4 if key == "pad" else 2, least, _MAX_SIDE, f"{where}.attrs.{key}")
             good = True
         if not good:
             raise ArtifactError(f"{where}.attrs.{key}: {value!r} is not valid")
+    if op == "slice" and attrs["start"] >= attrs["stop"]:
+        raise ArtifactError(f"{where}.attrs: no channel lies from {attrs['start']} to before {attrs['stop']}")
     return attrs
 
 

@@ -145,6 +145,23 @@ class Cat(nn.Module):
         return torch.cat(tensors, 1)
 
 
+class Slice(nn.Module):
+    """The channels from ``start`` to before ``stop``."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        """Take the range."""
+        super().__init__()
+        self.start, self.stop = start, stop
+
+    def extra_repr(self) -> str:
+        """Return the range."""
+        return f"{self.start}, {self.stop}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x[:, start:stop]``."""
+        return x[:, self.start : self.stop]
+
+
 class GlobalMean(nn.Module):
     """Mean over height and width: ``[N, C, H, W]`` -> ``[N, C, 1, 1]``."""
 

@@ -40,6 +40,24 @@ def pool(m: nn.Module, before: Sequence[int], after: Sequence[int], name: str) -
     return nn.AvgPool2d(m.kernel_size, m.stride) if _rounds_up(m, before, after, name) else m
 
 
+def adaptive(wanted: Any, before: Sequence[int], name: str) -> nn.Module | None:
+    """Return the pool of ``before`` [N, C, H, W] that leaves ``wanted`` windows; None where each is one position.
+
+    Raises GraphError where the windows would not be equal and side by side.
+    """
+    pair = wanted if isinstance(wanted, tuple | list) else (wanted, wanted)
+    height, width = (n if k is None else k for k, n in zip(pair, before[2:], strict=True))
+    if before[2] % height or before[3] % width:
+        raise GraphError(
+            f"{name}: an adaptive pool of {before[2]} x {before[3]} to {height} x {width} has windows of several "
+            "sizes, which have no integer form; take images of a size that it divides"
+        )
+    kernel = (before[2] // height, before[3] // width)
+    if (height, width) == (1, 1):
+        return ops.GlobalMean()
+    return nn.AvgPool2d(kernel, kernel) if kernel != (1, 1) else None
+
+
 def _rounds_up(m: nn.MaxPool2d | nn.AvgPool2d, before: Sequence[int], after: Sequence[int], name: str) -> bool:
     """Tell whether there is a ``ceil_mode`` that changes nothing; the smaller windows that it else adds are refused."""
     sizes = zip(before[2:], _pair(m.kernel_size), _pair(m.stride), _pair(m.padding), strict=True)

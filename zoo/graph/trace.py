@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
 from zoo.errors import GraphError
-from zoo.graph import names, ops, pools
+from zoo.graph import names, ops, pools, slices
+from zoo.graph.calls import Sizes, arguments, is_constant, shape, within
 
 # timm classes whose forward depends on shapes or dissolves batch normalisation into raw tensors
 _LEAVES = ("Linear", "Conv2dSame", "BatchNormAct2d", "MaxPool2dSame", "AvgPool2dSame")
@@ -25,16 +25,6 @@ _FUNCTIONS: dict[Any, str] = {
     F.hardsigmoid: "hardsigmoid", F.sigmoid: "sigmoid", torch.sigmoid: "sigmoid", F.silu: "silu", F.gelu: "gelu",
     torch.tanh: "tanh", F.elu: "elu", F.leaky_relu: "leaky_relu",
 }  # fmt: skip
-# what a call may say without changing anything
-_DEFAULTS = {
-    "approximate": "none",
-    "alpha": 1,
-    "negative_slope": 0.01,
-    "mode": "constant",
-    "value": 0,
-    "dtype": None,
-    "out": None,
-}
 _POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.max_pool2d: (nn.MaxPool2d, pools.MAX), torch.max_pool2d: (nn.MaxPool2d, pools.MAX),
     F.avg_pool2d: (nn.AvgPool2d, pools.AVERAGE),
@@ -99,7 +89,7 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     try:
         # torch prints the stack of an error before raising it
         with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
-            ShapeProp(traced).propagate(example.clone())
+            Sizes(traced).propagate(example.clone())
     except Exception as error:
         raise GraphError(
             f"{name}: it fails on an input of {list(example.shape)} ({_reason(error.__cause__ or error)}); give an "
@@ -171,8 +161,8 @@ class _Normalizer:
     def _get(self, node: Any) -> fx.Node:
         if not isinstance(node, fx.Node) or node not in self.value:
             raise GraphError(
-                f"{_inside(node)}{getattr(node, 'name', node)}: slices, indices, sizes and constants have no quantized "
-                "form; replace what computes it"
+                f"{within(node)}{getattr(node, 'name', node)}: sizes, constants and several results at once have no "
+                "quantized form; replace what computes it"
             )
         if node in self.pads:
             raise GraphError(f"{node.name}: zero padding that no convolution follows cannot be quantized")
@@ -237,19 +227,17 @@ class _Normalizer:
         elif isinstance(m, nn.Flatten):
             self._flatten(node, source, name)
         elif isinstance(m, nn.Linear):
-            if len(_shape(source)) != 2:
-                raise GraphError(
-                    f"{name}: a linear layer takes [N, features] here, got {_shape(source)}; flatten first"
-                )
+            if len(shape(source)) != 2:
+                raise GraphError(f"{name}: a linear layer takes [N, features] here, got {shape(source)}; flatten first")
             self._emit(node, ops.Linear.of(m) if isinstance(m.weight, nn.Parameter) else m, name, x)
         elif isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d):
             self._emit(node, m, name, x)
-        elif isinstance(m, ops.Add | ops.Mul | ops.Cat | ops.GlobalMean):
+        elif isinstance(m, ops.Add | ops.Mul | ops.Cat | ops.Slice | ops.GlobalMean):
             self._emit(node, m, name, *[self._get(a) for a in given])
         elif type(m) in (nn.MaxPool2d, nn.AvgPool2d):
             self._pool(node, m, name, source)
-        elif isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1, 1)):
-            self._emit(node, ops.GlobalMean(), name, x)
+        elif isinstance(m, nn.AdaptiveAvgPool2d):
+            self._adaptive(node, source, m.output_size, name)
         else:
             raise GraphError(f"{name}: {kind} has no quantized form{_known()}; replace it before quantizing")
         return None
@@ -258,11 +246,18 @@ class _Normalizer:
         x = self._get(source)
         # with return_indices there are two results
         after = getattr(node.meta["tensor_meta"], "shape", ())
-        self._emit(node, pools.pool(m, _shape(source), list(after), name), name, x)
+        self._emit(node, pools.pool(m, shape(source), list(after), name), name, x)
+
+    def _adaptive(self, node: fx.Node, source: Any, wanted: Any, name: str) -> None:
+        pool = pools.adaptive(wanted, shape(source), name)
+        if pool is None:
+            return self._alias(node, source)
+        self._emit(node, pool, name, self._get(source))
+        return None
 
     def _conv_pad(self, m: nn.Conv2d, kind: str, source: Any) -> tuple[int, int, int, int]:
         if kind == "Conv2dSame" or m.padding == "same":
-            height, width = _shape(source)[2:]
+            height, width = shape(source)[2:]
             (top, bottom), (left, right) = (
                 _same(n, m.kernel_size[i], m.stride[i], m.dilation[i]) for i, n in enumerate((height, width))
             )
@@ -281,20 +276,22 @@ class _Normalizer:
     def _function(self, node: fx.Node) -> None:
         target, args = node.target, node.args
         name = node.name
-        if target in (operator.getitem, getattr) or target in ("size", "dim"):
+        if is_constant(node) or target in slices.PARTS:
             return None
         act = _FUNCTIONS.get(target) if node.op == "call_function" else _METHODS.get(str(target))
         if act is not None:
-            given = _arguments(node, "input", "inplace")
+            given = arguments(node, "input", "inplace")
             if not isinstance(given.get("inplace", False), bool):
                 raise GraphError(f"{name}: {act} with settings of its own has no quantized form; use its defaults")
             self._emit(node, ops.ACTIVATIONS[act](), name, self._get(given["input"]))
+        elif target is operator.getitem:
+            self._slice(node)
         elif target in (operator.add, operator.iadd, torch.add, "add", "add_"):
             self._binary(node, ops.Add())
         elif target in (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"):
             self._binary(node, ops.Mul())
         elif target in (torch.cat, torch.concat):
-            given = _arguments(node, "tensors", "dim")
+            given = arguments(node, "tensors", "dim")
             if given.get("dim", 0) != 1:
                 raise GraphError(f"{name}: only concatenation over channels (dim=1) is supported, got {given}")
             self._emit(node, ops.Cat(), name, *[self._get(a) for a in given["tensors"]])
@@ -302,14 +299,15 @@ class _Normalizer:
             self._flatten(node, args[0] if args else node.kwargs["input"], name)
         elif target in (torch.mean, "mean"):
             self._mean(node)
-        elif target is F.adaptive_avg_pool2d and _arguments(node, "input", "output_size")["output_size"] in (1, (1, 1)):
-            self._emit(node, ops.GlobalMean(), name, self._get(_arguments(node, "input", "output_size")["input"]))
+        elif target is F.adaptive_avg_pool2d:
+            given = arguments(node, "input", "output_size")
+            self._adaptive(node, given["input"], given["output_size"], name)
         elif node.op == "call_function" and target in _POOLS:
-            kind, arguments = _POOLS[target]
-            given = _arguments(node, *arguments)
+            kind, accepted = _POOLS[target]
+            given = arguments(node, *accepted)
             self._pool(node, pools.called(kind, given), name, given["input"])
         elif target is F.pad:
-            given = _arguments(node, "input", "pad", "mode", "value")
+            given = arguments(node, "input", "pad", "mode", "value")
             if given.get("mode", "constant") != "constant" or given.get("value") not in (None, 0):
                 raise GraphError(f"{name}: only zero padding is supported")
             self._pad(node, given["input"], tuple(int(p) for p in given["pad"]))
@@ -318,23 +316,33 @@ class _Normalizer:
         else:
             label = getattr(target, "__name__", str(target))
             raise GraphError(
-                f"{_inside(node) or 'network: '}operation {label!r} (node {name}) has no quantized form{_known()}; "
+                f"{within(node) or 'network: '}operation {label!r} (node {name}) has no quantized form{_known()}; "
                 "replace it before quantizing"
             )
         return None
 
+    def _slice(self, node: fx.Node) -> None:
+        source, start, stop = slices.taken(node)
+        if (start, stop) == (0, shape(source)[1]):
+            return self._alias(node, source)
+        self._emit(node, ops.Slice(start, stop), "slice", self._get(source))
+        return None
+
     def _flatten(self, node: fx.Node, source: Any, name: str) -> None:
-        before, after = _shape(source), _shape(node)
+        before, after = shape(source), shape(node)
         if len(after) != 2 or after[0] != before[0]:
             raise GraphError(f"{name}: a reshape from {before} to {after} is not a flatten")
         self._emit(node, nn.Flatten(1), name, self._get(source))
 
     def _binary(self, node: fx.Node, module: nn.Module) -> None:
-        given = _arguments(node, "input", "other")
+        given = arguments(node, "input", "other")
+        if isinstance(module, ops.Add) and any(type(side) in (int, float) and side == 0 for side in given.values()):
+            # sum() of Python begins with it
+            return self._alias(node, next(side for side in given.values() if isinstance(side, fx.Node)))
         for side in given.values():
             if not isinstance(side, fx.Node):
                 raise GraphError(f"{node.name}: arithmetic with the constant {side!r} has no quantized form")
-        sizes = [_shape(side) for side in given.values()]
+        sizes = [shape(side) for side in given.values()]
         if isinstance(module, ops.Add) and sizes[0] != sizes[-1]:
             raise GraphError(f"{node.name}: a sum of {sizes[0]} and {sizes[-1]} has no integer form; make them equal")
         if isinstance(module, ops.Mul) and len(sizes[0]) != len(sizes[-1]):
@@ -342,38 +350,16 @@ class _Normalizer:
                 f"{node.name}: a product of {sizes[0]} and {sizes[-1]} has no integer form; keep dimensions"
             )
         self._emit(node, module, node.name, self._get(given["input"]), self._get(given["other"]))
+        return None
 
     def _mean(self, node: fx.Node) -> None:
-        given = _arguments(node, "input", "dim", "keepdim")
-        dims, rank = given.get("dim"), len(_shape(given["input"]))
+        given = arguments(node, "input", "dim", "keepdim")
+        dims, rank = given.get("dim"), len(shape(given["input"]))
         if not isinstance(dims, tuple | list) or sorted(d % rank for d in dims) != [2, 3]:
             raise GraphError(f"{node.name}: only the mean over height and width is supported, got dim={dims}")
         y = self._emit(node, ops.GlobalMean(), node.name, self._get(given["input"]))
         if not given.get("keepdim", False):
             self._emit(node, nn.Flatten(1), f"{node.name}_flatten", y)
-
-
-def _arguments(node: fx.Node, *names: str) -> dict[str, Any]:
-    """Return a call's arguments by name; one that would change the meaning of the operation is refused."""
-    given = dict(zip(names, node.args, strict=False))
-    for name, value in node.kwargs.items():
-        if name in names:
-            given[name] = value
-        elif name not in _DEFAULTS or value != _DEFAULTS[name]:
-            raise GraphError(f"{node.name}: {name}={value!r} has no quantized form; leave that argument out")
-    if len(node.args) > len(names) or names[0] not in given:
-        raise GraphError(f"{node.name}: a call with {len(node.args)} arguments has no quantized form")
-    return given
-
-
-def _inside(node: Any) -> str:
-    """Return the module in which a node was traced, with a colon; empty for the network itself."""
-    stack = list((node.meta.get("nn_module_stack") or {}) if isinstance(node, fx.Node) else {})
-    return f"{stack[-1]}: " if stack and stack[-1] else ""
-
-
-def _shape(node: Any) -> list[int]:
-    return list(node.meta["tensor_meta"].shape)
 
 
 def _same(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
@@ -388,6 +374,7 @@ def _activation(module: nn.Module, where: str) -> str | None:
         raise GraphError(f"{where}: {module} has no quantized form, only {name} with its default settings has")
     names: dict[str, str] = {
         "Swish": "silu", "HardSwish": "hardswish", "HardSigmoid": "hardsigmoid", "Sigmoid": "sigmoid", "Tanh": "tanh",
+        "GELU": "gelu",
     }  # fmt: skip
     return name or names.get(type(module).__name__)
 

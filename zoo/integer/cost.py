@@ -23,14 +23,14 @@ def activation_bytes(program: Program) -> int:
     """Return the most bytes of activations alive at once, for one image, in the order of the nodes.
 
     A tensor lives from its own node to the last one that reads it, and takes the 2, 4, 8 or 16 bits per element that
-    its codes are packed to; a node's inputs and its output live together. ``flatten`` is a view. Engines that keep
-    4-bit codes in bytes need more, those that compute in place or in tiles less.
+    its codes are packed to; a node's inputs and its output live together. ``flatten`` and ``slice`` are views. Engines
+    that keep 4-bit codes in bytes need more, those that compute in place or in tiles less.
     """
     found = shapes(program)
     owner: dict[str, str] = {}
     last: dict[str, int] = {}
     for place, node in enumerate(program.nodes):
-        view = node.op == "flatten"
+        view = node.op in ("flatten", "slice")
         owner[node.name] = owner[node.inputs[0]] if view else node.name
         for name in (node.name, *node.inputs):
             last[owner[name]] = place

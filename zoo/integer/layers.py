@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from zoo.errors import QuantError
 from zoo.integer.kept import Kept
+from zoo.integer.passing import passing
 from zoo.integer.precision import float32_is_kept
 from zoo.integer.program import Node, Program, TensorFormat, assemble, centred_weight
 from zoo.integer.shapes import shapes, window
@@ -279,15 +280,13 @@ class _Maker:
 
     def __call__(self, node: Node) -> nn.Module:
         program, semantics = self.program, self.semantics
+        if (module := passing(node)) is not None:
+            return module
         if node.op == "input":
             assert node.out is not None
             return IntInput(node.out)
         if node.op in ("mean", "avg_pool"):
             return IntMean(node, program, semantics, window(node, self.shapes))
-        if node.op == "max_pool":
-            return nn.MaxPool2d(node.attrs["kernel_size"], node.attrs["stride"], node.attrs["padding"])
-        if node.op == "flatten":
-            return nn.Flatten(1)
         if node.op == "table":
             return IntTable(node, program)
         kinds = {"conv2d": IntConv2d, "linear": IntLayer, "add": IntAdd, "mul": IntMul, "cat": IntCat,

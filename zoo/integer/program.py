@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from zoo.errors import GraphError, QuantError
+from zoo.graph import ops
 from zoo.quant import layers as q
 from zoo.quant.quantizer import Quantizer
 
-Op = Literal["input", "conv2d", "linear", "add", "mul", "cat", "mean", "avg_pool", "max_pool", "flatten", "table",
-             "requantize"]  # fmt: skip
+Op = Literal["input", "conv2d", "linear", "add", "mul", "cat", "mean", "avg_pool", "max_pool", "flatten", "slice",
+             "table", "requantize"]  # fmt: skip
 BIAS_LIMIT = 2.0**29
 
 
@@ -89,7 +90,7 @@ class WeightFormat:
 
 @dataclass(frozen=True)
 class Node:
-    """One operation. ``out`` is None for max_pool and flatten, which keep their input's format."""
+    """One operation. ``out`` is None for max_pool, flatten and slice, which keep their input's format."""
 
     name: str
     op: Op
@@ -165,6 +166,8 @@ def _node(
 ) -> Node:
     if isinstance(module, nn.Flatten):
         return Node(name, "flatten", inputs)
+    if isinstance(module, ops.Slice):
+        return Node(name, "slice", inputs, {"start": module.start, "stop": module.stop})
     if isinstance(module, nn.MaxPool2d):
         window = {key: list(_pair(getattr(module, key))) for key in ("kernel_size", "stride", "padding")}
         return Node(name, "max_pool", inputs, window)

@@ -51,6 +51,10 @@ def shapes(program: Program) -> dict[str, tuple[int, ...]]:
             y = F.max_pool2d(x, node.attrs["kernel_size"], node.attrs["stride"], node.attrs["padding"])
         elif node.op == "flatten":
             y = x.flatten(1)
+        elif node.op == "slice":
+            if node.attrs["stop"] > x.shape[1]:  # torch takes what there is
+                raise ValueError(f"{node.name}: {x.shape[1]} channels have none before {node.attrs['stop']}")
+            y = x[:, node.attrs["start"] : node.attrs["stop"]]
         else:
             y = x
         found[node.name] = tuple(y.shape)

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from zoo.graph import ops
+from zoo.integer.passing import passing
 from zoo.integer.program import Node, Program, TensorFormat, assemble, centred_weight, rounding_offsets
 from zoo.integer.shapes import shapes, window
 from zoo.quant import layers as q
@@ -38,10 +39,8 @@ def _quantizer(out: TensorFormat) -> Quantizer:
 
 @torch.no_grad()
 def _module(node: Node, program: Program, rounding: Any, found: dict[str, tuple[int, ...]]) -> nn.Module:
-    if node.op == "flatten":
-        return nn.Flatten(1)
-    if node.op == "max_pool":
-        return nn.MaxPool2d(node.attrs["kernel_size"], node.attrs["stride"], node.attrs["padding"])
+    if (module := passing(node)) is not None:
+        return module
     assert node.out is not None
     out, act = _quantizer(node.out), node.attrs.get("act")
     if node.op in ("conv2d", "linear"):

@@ -136,7 +136,7 @@ def _norm(module: nn.Module, name: str, layer: q.QWeighted) -> nn.BatchNorm1d | 
 
 
 def _keeps_sign(module: nn.Module) -> bool:
-    return isinstance(module, ops.Add | ops.Mul | ops.Cat | ops.GlobalMean | nn.AvgPool2d | nn.MaxPool2d | nn.Flatten)
+    return isinstance(module, (ops.Add, ops.Mul, ops.Cat, ops.GlobalMean, nn.AvgPool2d, *q.PASSING))
 
 
 def _twin(module: nn.Module, name: str, weight: Format, out: Quantizer, act: str | None) -> nn.Module:
