@@ -1,4 +1,4 @@
-"""The four functions of the package, as a user calls them."""
+"""The functions of the package, as a user calls them."""
 
 from __future__ import annotations
 

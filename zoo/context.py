@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from zoo import augment
+from zoo import augment, loaders
 from zoo.errors import DataError
 from zoo.preprocess import Preprocess
 from zoo.quant.spec import QuantConfig
@@ -39,22 +39,7 @@ class Images:
     @classmethod
     def from_loader(cls, loader: Iterable[Any]) -> Images:
         """Collect a user's loader of ``[N, C, H, W]`` float batches, alone or as the first of a tuple."""
-        if not isinstance(loader, Iterable):
-            raise DataError(f"calibration: must be a loader of batches, got {type(loader).__name__}")
-        batches = [b[0] if isinstance(b, tuple | list) else b for b in loader]
-        if not batches:
-            raise DataError("calibration: the loader is empty; give at least one batch of images")
-        for i, batch in enumerate(batches):
-            if not isinstance(batch, Tensor) or batch.dim() != 4 or not batch.is_floating_point():
-                raise DataError(
-                    f"calibration: batch {i} must be a float tensor [N, C, H, W], got {type(batch).__name__}"
-                )
-            if not bool(torch.isfinite(batch).all()):
-                raise DataError(f"calibration: batch {i} holds NaN or infinity")
-            if batch.shape[1:] != batches[0].shape[1:]:
-                sizes = " and ".join(str(list(b.shape[1:])) for b in (batches[0], batch))
-                raise DataError(f"calibration: batches hold images of {sizes}; make them equal")
-        return cls(torch.cat(batches).float())
+        return cls(torch.cat([images for images, _ in loaders.batches(loader, "calibration")]))
 
     def at(self, rows: Tensor | slice) -> Tensor:
         """Return the preprocessed images of some rows, centre-cropped."""

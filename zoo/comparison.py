@@ -1,0 +1,91 @@
+"""Behind ``zoo.compare``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import DataError
+from zoo.loaders import batches
+from zoo.progress import bar
+from zoo.results import paired_interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two networks make of the same labelled images; printing it gives a sentence.
+
+    ``float_top1`` and ``top1`` are in percent, ``drop`` and its 95 % interval ``drop_interval``
+    (``zoo.results.paired_interval``) in points, ``agreement`` is the share of images in percent for which both choose
+    the same class.
+    """
+
+    images: int
+    float_top1: float
+    top1: float
+    drop: float
+    drop_interval: tuple[float, float]
+    agreement: float
+
+    def __str__(self) -> str:
+        """Return it as a sentence."""
+        low, high = self.drop_interval
+        return (
+            f"float {self.float_top1:.2f} %, quantized {self.top1:.2f} %: a drop of {self.drop:.2f} points, "
+            f"95 % interval [{low:.2f}, {high:.2f}], on {self.images:,} images; both choose the same class for "
+            f"{self.agreement:.2f} %"
+        )
+
+
+@torch.no_grad()
+def compare_networks(reference: nn.Module, quantized: nn.Module, loader: Iterable[Any]) -> Comparison:
+    """Measure both networks on the same images; see ``zoo.compare``."""
+    nets = (reference, quantized)
+    modes = {module: module.training for net in nets for module in net.modules()}
+    chosen: list[list[Tensor]] = [[], []]
+    wanted: list[Tensor] = []
+    try:
+        for net in nets:
+            net.eval()
+        total = len(loader) if isinstance(loader, Sized) else None
+        for i, (images, labels) in enumerate(bar(batches(loader, "test images"), "compare", total)):
+            logits = [net(images) for net in nets]
+            wanted.append(_labels(labels, images, logits, i))
+            for choices, found in zip(chosen, logits, strict=True):
+                choices.append(found.argmax(1))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    labels_of_all = torch.cat(wanted)
+    if not len(labels_of_all):
+        raise DataError("test images: every batch is empty; give at least one image")
+    choices = [torch.cat(part) for part in chosen]
+    right = [(choice == labels_of_all).numpy() for choice in choices]
+    drop, low, high = paired_interval(right[0], right[1])
+    tops = [100.0 * float(np.mean(part)) for part in right]
+    agreement = 100.0 * float((choices[0] == choices[1]).double().mean())
+    return Comparison(len(labels_of_all), tops[0], tops[1], drop, (low, high), agreement)
+
+
+def _labels(labels: Any, images: Tensor, logits: list[Tensor], number: int) -> Tensor:
+    shapes = [list(found.shape) for found in logits]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 2:
+        raise DataError(f"compare: the networks give {shapes[0]} and {shapes[1]}; both must give [N, classes] alike")
+    if not isinstance(labels, Tensor) or labels.dtype in (torch.bool, torch.complex64) or labels.is_floating_point():
+        raise DataError(f"test images: batch {number} must be images with labels, a tensor of whole numbers [N]")
+    if list(labels.shape) != [len(images)]:
+        raise DataError(
+            f"test images: batch {number} has labels {list(labels.shape)} for {len(images)} images; give one for each"
+        )
+    classes = shapes[0][1]
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise DataError(
+            f"test images: batch {number} has labels {int(labels.min())} to {int(labels.max())}, the networks know "
+            f"classes 0 to {classes - 1}"
+        )
+    return labels.cpu().long()
