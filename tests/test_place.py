@@ -68,7 +68,7 @@ def test_a_changed_recipe_does_not_replace_what_the_recipe_made(tmp_path: Path) 
     kept = tmp_path / "resnet8_fashion_w4a4" / "checkpoint" / "metrics.json"
     kept.parent.mkdir(parents=True)
     kept.write_text(told(plain))
-    with pytest.raises(RecipeError, match=r"would replace .*checkpoint; add output=DIR or name=NAME"):
+    with pytest.raises(RecipeError, match=r"would replace .*checkpoint; give it another output=DIR or name=NAME"):
         require_own(changed, tmp_path)
     for fields in (plain, changed | {"name": "six"}, plain | {"seed": 1}):
         require_own(fields, tmp_path)
@@ -84,10 +84,12 @@ def test_a_record_counts_without_its_checkpoint(tmp_path: Path, seed: int, file:
     record.parent.mkdir()
     record.write_text(told(plain))
     require_own(plain, tmp_path)
-    with pytest.raises(RecipeError, match=rf"changed recipe, and would replace .*{file}; add output=DIR or name=NAME"):
+    with pytest.raises(
+        RecipeError, match=rf"changed recipe, and would replace .*{file}; give it another output=DIR or name=NAME"
+    ):
         require_own(plain | {"test_limit": 100}, tmp_path)
     require_own(plain | {"seed": 7}, tmp_path)
-    with pytest.raises(RecipeError, match=rf"would be taken for another seed of .*{file}; add output=DIR"):
+    with pytest.raises(RecipeError, match=rf"would be taken for another seed of .*{file}; give it another output=DIR"):
         require_own(plain | {"test_limit": 100, "seed": 7}, tmp_path)
 
 
@@ -100,7 +102,8 @@ def test_other_float_weights_do_not_replace_what_those_of_the_recipe_gave(tmp_pa
     mine = compose(["recipe=resnet8_fashion_w4a4", f"model.weights.sources.0.sha256={'1' * 64}"])
     assert content_hash(mine) == content_hash(plain)
     with pytest.raises(
-        RecipeError, match=r"this run takes other float weights, and would replace .*checkpoint; add output=DIR"
+        RecipeError,
+        match=r"this run takes other float weights, and would replace .*checkpoint; give it another output=DIR",
     ):
         require_own(mine, tmp_path)
     # the recipe of today may name other weights than the one that was recorded
@@ -124,7 +127,9 @@ def test_a_float_training_from_a_changed_recipe_does_not_replace_the_recipes_own
     shutil.copy(results_dir() / "weights" / name, tmp_path / "weights" / name)
     plain = compose(["recipe=resnet8_float", f"seed={seed}"])
     require_own(plain, tmp_path)
-    with pytest.raises(RecipeError, match=rf"changed recipe, and would replace .*{name}; add output=DIR or name=NAME"):
+    with pytest.raises(
+        RecipeError, match=rf"changed recipe, and would replace .*{name}; give it another output=DIR or name=NAME"
+    ):
         require_own(plain | {"images": 256}, tmp_path)
     assert Earlier.read(tmp_path / "weights" / name).is_of(plain)
 

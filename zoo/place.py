@@ -110,7 +110,7 @@ def require_own(fields: dict[str, Any], root: Path) -> None:
         what = "run takes other float weights" if earlier.recipe == content_hash(alike) else "is a changed recipe"
         place = kept.parent if kept.name == "metrics.json" else kept
         effect = "would replace" if earlier.seed == seed else "would be taken for another seed of"
-        raise RecipeError(f"{name}: this {what}, and {effect} {place}; add output=DIR or name=NAME")
+        raise RecipeError(f"{name}: this {what}, and {effect} {place}; give it another output=DIR or name=NAME")
 
 
 def _kept(root: Path, name: str, seed: int, trains_float: bool) -> list[Path]:

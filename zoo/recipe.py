@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from zoo.errors import RecipeError
+from zoo.order import check_order
 from zoo.quant.spec import QuantConfig, check_ends
 from zoo.resolve import build, class_name, load
 from zoo.results import FLOATS
@@ -60,8 +61,8 @@ class Recipe:
             raise RecipeError(f"{where}.steps: expected a list of at least one step")
         recipe = build(cls, plain | {"steps": ()}, where)
         parsed = tuple(_step(entry, f"{where}.steps[{i}]") for i, entry in enumerate(steps))
-        for i, step in enumerate(parsed):
-            make_step(step, f"{where}.steps[{i}]")
+        made = [(step.name, make_step(step, f"{where}.steps[{i}]")) for i, step in enumerate(parsed)]
+        check_order(made, f"{where}.steps")
         object.__setattr__(recipe, "steps", parsed)
         check_ends(recipe.quant)
         if not _NAME.match(recipe.name):

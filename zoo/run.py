@@ -26,7 +26,7 @@ usage: python -m zoo.run recipe=NAME [field=value ...]
   FIELD=VALUE            change any field, e.g. seed=1 test_limit=1000 steps.3.calibrate.act=percentile quant.act.bits=6
   model=NAME data=NAME quant=NAME   swap a whole group
   output=DIR             where to write (default: results/ of a checkout, ./results otherwise); a changed recipe that
-                         would replace what the recipe itself made asks for it, or for name=NAME
+                         would replace what another made asks for another place, or for name=NAME
   check=true             resolve and print the recipe, run nothing
   hub.publish=true hub.repo=org/name   publish the checkpoint afterwards; further: hub.tag hub.dry_run hub.private
                          hub.timm hub.sign, as python -m zoo.publish --help says
@@ -44,9 +44,13 @@ def main(arguments: list[str]) -> int:
         return 0
     fields, own = resolve(arguments)
     check = _flag("check", own.get("check", "false"))
+    hub = _hub(own)
     from zoo.pipeline import dry, run
+    from zoo.recipe import ends_in_float
 
     dry(fields)
+    if hub is not None and ends_in_float(fields):
+        raise RecipeError("hub.publish: only integer networks are published; this recipe ends with a float one")
     if check:
         from zoo.recipe_file import yaml_text
 
@@ -54,19 +58,18 @@ def main(arguments: list[str]) -> int:
         return 0
     from zoo.paths import output_dir
     from zoo.place import require_own
-    from zoo.recipe import ends_in_float
     from zoo.training import train_float
 
-    hub = _hub(own)
+    if hub is not None:
+        from zoo.hub.publish import check_access
+
+        check_access(hub)  # so that no long run is in vain
     output = Path(own["output"]) if "output" in own else None
-    if output is None:
-        require_own(fields, output_dir())
+    require_own(fields, output or output_dir())
     # where it was written to is no part of what was computed
     told = [a for a in arguments if a.partition("=")[0] not in _OWN and not a.startswith("hub.")]
     line = shlex.join(["python", "-m", "zoo.run", *told])
     if ends_in_float(fields):
-        if hub is not None:
-            raise RecipeError("hub.publish: only integer networks are published; this recipe ends with a float one")
         trained = train_float(fields, output=output, command=line)
         print(f"{fields['name']}: {trained.top1:.2f} % top-1 on {trained.n} images, float\nweights {trained.path}\n"
               f"sha256 {trained.sha256}\ntensors_sha256 {trained.tensors_sha256}")  # fmt: skip
@@ -92,18 +95,16 @@ def _flag(name: str, value: str) -> bool:
 
 
 def _hub(own: dict[str, str]) -> Any:
-    """Return where to publish, None if nowhere; asks the hub who we are, so that no long run is in vain."""
+    """Return where to publish, None if nowhere."""
     given = {key.removeprefix("hub."): value for key, value in own.items() if key.startswith("hub.")}
     if not _flag("hub.publish", given.pop("publish", "false")):
         if given:
             raise RecipeError(f"hub.{next(iter(given))}: nothing is published without hub.publish=true")
         return None
     from zoo.hub import options
-    from zoo.hub.publish import Options, check_access
+    from zoo.hub.publish import Options
 
-    chosen = options.typed(Options, given, "hub")
-    check_access(chosen)
-    return chosen
+    return options.typed(Options, given, "hub")
 
 
 def report(done: Any) -> None:

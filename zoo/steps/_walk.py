@@ -32,7 +32,7 @@ class Visit:
 
 def require_float(net: fx.GraphModule, step: str) -> None:
     """Raise GraphError for a graph that is quantized already."""
-    if any(isinstance(m, QNode) for m in net.modules()):
+    if "program" in net.meta or any(isinstance(m, QNode) for m in net.modules()):
         raise GraphError(f"{step}: the graph is already quantized; put {step} before quantize")
 
 

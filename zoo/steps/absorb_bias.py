@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,6 +21,8 @@ class AbsorbBias:
     of the producer's output on ``images`` calibration images. Run it after equalize. Zero padding sees ``-c`` at the
     border of a padded consumer, so only consumers without padding take part.
     """
+
+    takes: ClassVar = ("float",)
 
     sigmas: float = 3.0
     images: int = 256

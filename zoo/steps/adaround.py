@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -23,6 +24,8 @@ class Adaround:
     ``rate`` is Adam's, ``weight`` the regularizer's. ``scales``, ``damping`` and ``passes`` (0: the layer's activation
     is left out of the error) as in the step gptq.
     """
+
+    takes: ClassVar = ("calibrated",)
 
     iterations: int | None = None
     images: int = 256

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -35,6 +35,9 @@ class Calibrate:
     ``samples`` values of each tensor are kept for the estimators, drawn evenly over the images; the extremes are exact.
     ``percentile`` and ``p`` are those of the observers percentile and mse; a new observer's setting is a field here.
     """
+
+    takes: ClassVar = ("quantized", "calibrated")
+    gives: ClassVar = "calibrated"
 
     weight: str = "mse"
     act: str = "mse"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import fx
@@ -24,6 +25,8 @@ class ChangeBits:
     Training through 4, 3 and 2 bits starts each stage from the last one's weights. A step calibrate after this one
     sets the ranges anew instead. Tensors of other widths (first and last layer, logits) stay as they are.
     """
+
+    takes: ClassVar = ("quantized", "calibrated")
 
     old: int
     new: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -21,6 +22,8 @@ class CorrectBias:
     The means are taken before the activation over ``images`` calibration images. Not after AdaRound or a
     reconstruction: those already remove the shift.
     """
+
+    takes: ClassVar = ("calibrated",)
 
     images: int = 256
     batch: int = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import fx, nn
@@ -20,6 +21,8 @@ class Dirac:
     It concerns convolutions over all channels that have at least as many filters as input channels, but for the one
     that reads the images; further filters keep their random values.
     """
+
+    takes: ClassVar = ("float",)
 
     @torch.no_grad()
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -32,6 +33,8 @@ class Distill:
     The float network is the one that ``quantize`` was given: what ``replace_relu6``, ``equalize`` or ``absorb_bias``
     changed before is changed there too, as are channels that ``equalize_activations`` rescales.
     """
+
+    takes: ClassVar = ("calibrated",)
 
     epochs: float | None = None
     batch: int = 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,6 +23,8 @@ class Equalize:
     ``s = sqrt(r1 r2) / r2``; the producer and its bias are divided by ``s``, the consumer multiplied. Depthwise layers
     take part, so the triple pointwise-depthwise-pointwise is equalized by sweeping its two pairs.
     """
+
+    takes: ClassVar = ("float",)
 
     sweeps: int = 40
     tolerance: float = 2e-7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -28,6 +29,8 @@ class EqualizeActivations:
     ``strength`` of the factor is moved (Xiao et al. 2023, eq. 4). A ReLU6 becomes a cap per channel, which the
     quantizer's own clamp then stands for. Between quantize and calibrate.
     """
+
+    takes: ClassVar = ("quantized",)
 
     images: int = 128
     batch: int = 32

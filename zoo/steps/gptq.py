@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -27,6 +28,8 @@ class Gptq:
     that pass the activation and the output's clamp count, found in so many rounds of least squares: for activations of
     few bits, whose noise is large.
     """
+
+    takes: ClassVar = ("calibrated",)
 
     images: int = 256
     batch: int = 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import fx
 
@@ -21,6 +22,9 @@ class Integerize:
     A BatchNorm that was kept in its layer is merged first. ``fine_bias`` shifts weights of fewer than 8 bits to the top
     of a byte: their codes stay what they are, and biases lose as little as beside 8-bit weights.
     """
+
+    takes: ClassVar = ("calibrated",)
+    gives: ClassVar = "integer"
 
     semantics: str = "tflite"
     fine_bias: bool = False

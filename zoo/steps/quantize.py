@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import fx
 
@@ -19,6 +19,9 @@ class Quantize:
     ``batchnorm``: ``fold`` expects none (the step fold_batchnorm comes before); ``merge`` keeps each one in the layer
     before it, to be trained with it, until integerize merges it.
     """
+
+    takes: ClassVar = ("float",)
+    gives: ClassVar = "quantized"
 
     batchnorm: Literal["fold", "merge"] = "fold"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, fx
@@ -29,6 +29,8 @@ class Reconstruct:
     (0: BRECQ). ``iterations`` per block: None takes the budget's (fast 200, full 20,000), each on ``batch`` of the
     ``images``. ``rate`` is Adam's for the rounding, the ``lr_`` fields are those of the step distill.
     """
+
+    takes: ClassVar = ("calibrated",)
 
     weights: Literal["rounding", "latent"] = "rounding"
     iterations: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import fx, nn
@@ -20,6 +21,8 @@ class ReestimateBatchnorm:
     padded images have other statistics than whole ones, and the weights have learned for theirs. A last batch that is
     not full would count as much as the others, and is left out unless it is the only one.
     """
+
+    takes: ClassVar = ("float", "quantized", "calibrated")
 
     batches: int = 50
     batch: int = 32

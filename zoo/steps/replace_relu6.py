@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import fx, nn
 
@@ -14,6 +15,8 @@ from zoo.steps._walk import require_float
 @dataclass(frozen=True)
 class ReplaceRelu6:
     """No settings. The range above 6 opens; on MobileNetV2 that costs 0.03 points (Nagel et al. 2019)."""
+
+    takes: ClassVar = ("float",)
 
     def __call__(self, net: fx.GraphModule, ctx: Context) -> fx.GraphModule:
         """Return the graph with ReLU in place of ReLU6; GraphError after quantize."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -32,6 +33,8 @@ class ReuseChannels:
     and D adds to it, ``(s_D^2 + s_P^2 sum w_D^2) / 12`` in place of ``v``. A channel is given up where that gain is at
     least ``margin`` times the loss. Place it between calibrate and the steps that round; they also settle the biases.
     """
+
+    takes: ClassVar = ("calibrated",)
 
     images: int = 128
     batch: int = 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import fx, nn
@@ -66,6 +66,8 @@ class Train:
     convolutions that are slow under bf16, by kernels in C++, compiled at the start, on a CPU; they sum in another order
     and round codes from float32 under bf16 too.
     """
+
+    takes: ClassVar = ("float", "calibrated")
 
     epochs: int = 60
     batch: int = 128

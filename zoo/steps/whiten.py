@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,6 +27,8 @@ class Whiten:
     normalized pixels' variance, keeps down what is smaller; Jordan, with patches of 2 x 2, has 5e-4. The filters stay
     free to learn, but as they are long, a rate of common size turns them slowly.
     """
+
+    takes: ClassVar = ("float",)
 
     images: int = 5000
     eps: float = 0.01
