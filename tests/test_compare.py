@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.data import DataConfig, load_split
-from zoo.errors import DataError
+from zoo.errors import DataError, GraphError
 from zoo.paths import results_dir
 from zoo.preprocess import Preprocess
 from zoo.recipe_file import read_recipe
@@ -95,6 +95,12 @@ def test_a_record_says_the_same_of_the_same_images() -> None:
 def test_what_cannot_be_measured_is_refused(loader: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         zoo.compare(Says(), Says(), loader)
+
+
+def test_what_is_no_network_is_refused() -> None:
+    for nets in ((3, Says()), (Says(), "resnet8_w4a4")):
+        with pytest.raises(GraphError, match=r"zoo\.compare: a network must be a torch\.nn\.Module, got (int|str)"):
+            zoo.compare(*nets, [batch(range(4))])  # type: ignore[arg-type]
 
 
 def test_networks_of_other_classes_are_refused_and_left_as_they_were() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import DataError
+from zoo.errors import DataError, GraphError
 from zoo.loaders import batches
 from zoo.progress import bar
 from zoo.results import paired_interval
@@ -46,6 +46,8 @@ class Comparison:
 def compare_networks(reference: nn.Module, quantized: nn.Module, loader: Iterable[Any]) -> Comparison:
     """Measure both networks on the same images; see ``zoo.compare``."""
     nets = (reference, quantized)
+    if other := next((type(net).__name__ for net in nets if not isinstance(net, nn.Module)), None):
+        raise GraphError(f"zoo.compare: a network must be a torch.nn.Module, got {other}")
     modes = {module: module.training for net in nets for module in net.modules()}
     chosen: list[list[Tensor]] = [[], []]
     wanted: list[Tensor] = []

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from zoo.errors import GraphError
 from zoo.graph import names, ops, pools, slices
@@ -69,6 +70,9 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     """
     model, tracer = model.eval(), _Tracer()
     name = type(model).__name__
+    wrapped = isinstance(model, torch.jit.ScriptModule | nn.DataParallel | DistributedDataParallel)
+    if wrapped or hasattr(model, "_orig_mod"):  # that of torch.compile, whose class takes seconds to import
+        raise GraphError(f"{name}: wraps or compiles a network, which cannot be traced so; give the network itself")
     other = next((f"{n} is {p.dtype}" for n, p in model.named_parameters() if p.dtype != torch.float32), None)
     if other is not None:
         raise GraphError(f"{name}: {other}, a network to quantize is float32; call .float() on it")
@@ -331,7 +335,7 @@ class _Normalizer:
     def _flatten(self, node: fx.Node, source: Any, name: str) -> None:
         before, after = shape(source), shape(node)
         if len(after) != 2 or after[0] != before[0]:
-            raise GraphError(f"{name}: a reshape from {before} to {after} is not a flatten")
+            raise GraphError(f"{within(node)}{name}: a reshape from {before} to {after} is not a flatten")
         self._emit(node, nn.Flatten(1), name, self._get(source))
 
     def _binary(self, node: fx.Node, module: nn.Module) -> None:
