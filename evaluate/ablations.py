@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.oscillations import facts, oscillations
-from evaluate.seeds import over_seeds, require_same
+from evaluate.seeds import require_same
 from zoo.errors import ArtifactError
 from zoo.recipe_file import read_recipe
 from zoo.results import Record, read_records
+from zoo.seeds import over_seeds
 
 _HEAD = """# What each technique gives
 

@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evaluate.seeds import over_seeds, require_same
+from evaluate.seeds import require_same
 from zoo.errors import ArtifactError
 from zoo.results import EvalData
+from zoo.seeds import over_seeds
 
 _HEAD = """**Float networks trained here**
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from evaluate.rows import Row, card_path, order
-from evaluate.seeds import spread
+from zoo.seeds import spread
 
 _HOW = {True: "trained", False: "converted"}
 

@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evaluate.seeds import over_seeds, require_same
+from evaluate.seeds import require_same
 from zoo.results import Record
+from zoo.seeds import over_seeds
 
 
 @dataclass(frozen=True)

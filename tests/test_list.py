@@ -44,11 +44,15 @@ def test_a_comment_stands_in_for_the_description(folders: Path) -> None:
 def test_checkpoints_with_accuracy_and_size(folders: Path) -> None:
     write_record(make_record(), folders / "results")
     line = next(s for s in zoo_list.overview().splitlines() if "toy_w4a8" in s)
-    expected = "toy_w4a8  W4A8  88.50 %  90.00 %  12 kB  shapes, 200  tflite  run the recipe"
+    expected = "toy_w4a8  W4A8  88.50 %  1  90.00 %  12 kB  shapes, 200  tflite  run the recipe"
     assert line.split() == expected.split()
     (folders / "results" / "toy_w4a8" / "checkpoint").mkdir()
     (folders / "results" / "toy_w4a8" / "checkpoint" / "manifest.json").write_text("{}")
     assert "here" in next(s for s in zoo_list.overview().splitlines() if "toy_w4a8" in s)
+    # the checkpoint is that of seed 0, the others are told beside it
+    write_record(make_record(seed=1, top1=89.5), folders / "results")
+    (line,) = (s for s in zoo_list.overview().splitlines() if "toy_w4a8" in s)
+    assert "88.50 %  89.00 ± 0.71 (2)  90.00 %" in line
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a list", "\x00"])

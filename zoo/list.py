@@ -18,6 +18,7 @@ from zoo.errors import RecipeError
 from zoo.hub import index
 from zoo.paths import recipes_dir, results_dir
 from zoo.results import read_records
+from zoo.seeds import over_seeds
 
 
 def describe(folder: Path) -> dict[str, str]:
@@ -87,12 +88,17 @@ def _block(title: str, items: Mapping[str, str]) -> str:
 
 def _checkpoints(root: Path) -> str:
     published = {name: f"{entry.repo}@{entry.tag}" for name, entry in index.read().items()}
-    header = ("name", "bits", "top-1", "float", "size", "images", "arithmetic", "file")
+    header = ("name", "bits", "top-1", "over seeds", "float", "size", "images", "arithmetic", "file")
+    records = read_records(root)
+    seeds: dict[tuple[str, ...], list[float]] = {}
+    for r in records:
+        seeds.setdefault((r.recipe, r.data.name, r.semantics), []).append(r.top1)
     rows = [
         (
             r.recipe,
             r.bits,
             f"{r.top1:.2f} %",
+            over_seeds(seeds[r.recipe, r.data.name, r.semantics]),
             f"{r.float_top1:.2f} %",
             f"{r.weights_bytes / 1e3:,.0f} kB",
             f"{r.data.name}, {r.data.n:,}",
@@ -102,7 +108,7 @@ def _checkpoints(root: Path) -> str:
             if (root / r.checkpoint / "manifest.json").is_file()
             else published.get(r.recipe) or "run the recipe",
         )
-        for r in read_records(root)
+        for r in records
         if r.seed == 0
     ]
     return _columns([header, *rows]) if rows else "  none yet"

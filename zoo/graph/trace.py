@@ -335,7 +335,8 @@ class _Normalizer:
     def _flatten(self, node: fx.Node, source: Any, name: str) -> None:
         before, after = shape(source), shape(node)
         if len(after) != 2 or after[0] != before[0]:
-            raise GraphError(f"{within(node)}{name}: a reshape from {before} to {after} is not a flatten")
+            inside = "" if node.op == "call_module" else within(node)
+            raise GraphError(f"{inside}{name}: a reshape from {before} to {after} is not a flatten")
         self._emit(node, nn.Flatten(1), name, self._get(source))
 
     def _binary(self, node: fx.Node, module: nn.Module) -> None:
