@@ -50,7 +50,7 @@ def test_checkpoints_with_accuracy_and_size(folders: Path) -> None:
     (folders / "results" / "toy_w4a8" / "checkpoint" / "manifest.json").write_text("{}")
     assert "here" in next(s for s in zoo_list.overview().splitlines() if "toy_w4a8" in s)
     # the checkpoint is that of seed 0, the others are told beside it
-    write_record(make_record(seed=1, top1=89.5), folders / "results")
+    write_record(make_record(seed=1, top1=89.5, drop=0.5), folders / "results")
     (line,) = (s for s in zoo_list.overview().splitlines() if "toy_w4a8" in s)
     assert "88.50 %  89.00 ± 0.71 (2)  90.00 %" in line
 
