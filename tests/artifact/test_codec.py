@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from zoo.artifact import codec
 from zoo.artifact.codec import decode, encode
 from zoo.errors import ArtifactError
 from zoo.integer.program import Node, Program, TensorFormat, WeightFormat
@@ -249,3 +250,11 @@ def test_channels_cost_more_than_their_bytes_and_are_bounded() -> None:
     assert len(again(wide(*[2**16] * 4)).nodes) == 6
     with pytest.raises(ArtifactError, match="here: more than 262144 output channels"):
         again(wide(*[2**16] * 4, 1))
+
+
+def test_weights_of_all_layers_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory two bits take sixteen times as much as in the file."""
+    monkeypatch.setattr(codec, "_MAX_WEIGHTS", 12)
+    assert len(again(wide(4, 8)).nodes) == 4
+    with pytest.raises(ArtifactError, match=r"here: fc1\.weight\.shape \[9, 1\] is beyond any edge network"):
+        again(wide(4, 9))

@@ -25,6 +25,7 @@ _TABLES = (torch.uint8, torch.int16, torch.int32)
 _MAX_SIDE, _MAX_NODES = 4096, 1024
 # a channel costs a proof of its own (docs/semantics.md, section 5), whatever its weights take in the file
 _MAX_OUT, _MAX_CHANNELS = 2**16, 2**18
+_MAX_WEIGHTS = 2**28  # packed to 2 bits, these take a sixteenth of what they take in memory
 _LATER = ("mid_rise", "shift")  # fields of a weight that are written only where they are set
 BIAS = "bias"  # no node's own: theirs have a dot
 
@@ -87,7 +88,7 @@ def decode(tensors: dict[str, Tensor], nodes: Any, input_shape: Any, where: str)
     program = Program([], {}, (shape[0], shape[1], shape[2]))
     left = dict(tensors)
     seen: set[str] = set()
-    channels = 0
+    channels, weights = 0, 0
     for i, entry in enumerate(nodes):
         node = _node(entry, seen, f"{where}: nodes[{i}]")
         if (node.op == "input") != (i == 0):
@@ -95,10 +96,11 @@ def decode(tensors: dict[str, Tensor], nodes: Any, input_shape: Any, where: str)
         seen.add(node.name)
         program.nodes.append(node)
         if node.weight is not None:
-            _decode_weight(node, entry["weight"], left, program, where)
+            _decode_weight(node, entry["weight"], _MAX_WEIGHTS - weights, left, program, where)
             channels += len(program.tensors[f"{node.name}.weight"])
             if channels > _MAX_CHANNELS:
                 raise ArtifactError(f"{where}: more than {_MAX_CHANNELS} output channels, beyond any edge network")
+            weights += program.tensors[f"{node.name}.weight"].numel()
         elif node.op == "table":
             source = program.format_of(node.inputs[0])
             stored = _take(left, f"{node.name}.table", (source.qmax - source.qmin + 1,), where)
@@ -239,12 +241,14 @@ def _decode_biases(left: dict[str, Tensor], names: list[str], program: Program, 
         program.tensors[f"{name}.bias"] = part.clone()
 
 
-def _decode_weight(node: Node, fields: Any, left: dict[str, Tensor], program: Program, where: str) -> None:
+def _decode_weight(
+    node: Node, fields: Any, most: int, left: dict[str, Tensor], program: Program, where: str
+) -> None:  # fmt: skip
     assert node.weight is not None
     name, bits = node.name, node.weight.bits
     shape = _ints(fields["shape"], 4 if node.op == "conv2d" else 2, 1, 2**20, f"{where}: {name}.weight.shape")
     out, columns = shape[0], math.prod(shape[1:])
-    if out > _MAX_OUT or columns > 2**22 or out * columns > 2**28:
+    if out > _MAX_OUT or columns > 2**22 or out * columns > most:
         raise ArtifactError(f"{where}: {name}.weight.shape {shape} is beyond any edge network")
     scale_shape = (out if node.weight.per_channel else 1,)
     scale = _take(left, f"{name}.weight_scale", scale_shape, where)
