@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from tests.networks import images, start
 from tests.steps.test_steps import apply, error
-from zoo.context import Context
+from zoo.context import Context, Images
 from zoo.errors import RecipeError
 from zoo.graph.trace import trace
+from zoo.integer.simulated import build_simulated
 from zoo.models import mobilenetv2_cifar
 from zoo.pipeline import bits_label
 from zoo.quant import layers as q
@@ -83,6 +84,41 @@ def test_readers_of_one_tensor_share_a_requantization_and_differ_where_asked() -
     some = readers[made[-1]]
     other = insert_quantizers(graph, reading(4, Override(some, input={"bits": 6})))
     assert bits(other, source(other, some)) == 6 and bits(plain, source(plain, some)) == 4
+
+
+class Halves(nn.Module):
+    """Half of the channels goes through a layer, the other half into a sum, as in networks of partial convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.middle = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.last, self.fc = nn.Conv2d(8, 8, 1), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.stem(x).relu().chunk(2, 1)
+        x = self.last(torch.cat([self.middle(first).relu() + second, second], 1)).relu()
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_slices_pass_codes_on_to_layers_and_sums() -> None:
+    pictures = images(64)
+    net = trace(Halves().eval(), pictures[:1])
+    ctx = Context(reading(4), Images(pictures), net)
+    quantized = apply(net, ctx, ("quantize", {}), ("calibrate", {"images": 64}))
+    # the layer reads 4 bits of its half, the sum 8 of the other
+    assert requantizations(quantized) == ["slice_read"]
+    assert source(quantized, "middle") == "slice_read" and source(quantized, "slice_read") == "stem"
+    assert source(quantized, "add", 1) == "stem" and (bits(quantized, "stem"), bits(quantized, "slice_read")) == (8, 4)
+    assert not quantized.slice_read.out.signed, "what a slice takes behind a ReLU is not negative"
+    integer = apply(quantized, ctx, ("integerize", {}))
+    program = integer.meta["program"]
+    assert [n.op for n in program.nodes].count("slice") == 2
+    simulated = build_simulated(program, "tflite")
+    with torch.no_grad():
+        logits, fake = integer(pictures), simulated(pictures)
+    assert len(logits.unique()) > 100
+    assert float((logits - fake).square().mean() / fake.var(0).mean()) < 1e-3
 
 
 @pytest.mark.parametrize("semantics", ["tflite", "float32", "floor"])

@@ -38,7 +38,7 @@ def is_constant(node: fx.Node) -> bool:
     """Tell whether a call's result is no tensor and depends on shapes only, never on what tensors hold."""
     if "constant" not in node.meta:
         return False
-    return node.target in _KNOWN or all("constant" in source.meta for source in node.all_input_nodes)
+    return node.target in _KNOWN or all(is_constant(source) for source in node.all_input_nodes)
 
 
 def constants(given: Any) -> Any:
