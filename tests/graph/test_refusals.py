@@ -136,6 +136,7 @@ def test_another_type_than_float32_is_refused() -> None:
         trace(Net(torch.relu).double().eval(), torch.randn(1, 3, 8, 8))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("wrap", [torch.jit.script, torch.compile, nn.DataParallel])
 def test_a_wrapped_or_compiled_network_is_refused(wrap) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
