@@ -21,13 +21,13 @@ from typing import Any
 import yaml
 
 from evaluate.differences import causes, checkpoint_differences
-from evaluate.rows import row_of
 from zoo.console import command, entry
 from zoo.errors import ArtifactError, RecipeError, ZooError, suggest
 from zoo.paths import results_dir
 from zoo.progress import SHOWN
 from zoo.recipe_file import read_recipe
 from zoo.results import Record, read_record, read_records
+from zoo.seeds import row_of
 
 IDENTICAL, WITHIN, SAME, DIFFERS, FAILED = (
     "byte-identical", "within tolerance", "same accuracy", "differs", "not run",

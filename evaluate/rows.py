@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from evaluate.seeds import require_same
 from zoo.results import Record
-from zoo.seeds import over_seeds
+from zoo.seeds import over_seeds, row_of
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,6 @@ def order(record: Record) -> tuple[object, ...]:
         record.semantics,
         record.seed,
     )
-
-
-def row_of(record: Record) -> tuple[str, ...]:
-    """Return what the records of one row have in common: all seeds of a recipe on the same data and arithmetic."""
-    return record.recipe, record.data.name, record.semantics
 
 
 def card_path(record: Record) -> str:

@@ -6,14 +6,16 @@ from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zoo.errors import DataError, GraphError
+from zoo.evaluation import Scores, modes_kept
 from zoo.loaders import batches
 from zoo.progress import bar
 from zoo.results import paired_interval
+
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,9 @@ def compare_networks(reference: nn.Module, quantized: nn.Module, loader: Iterabl
     nets = (reference, quantized)
     if other := next((type(net).__name__ for net in nets if not isinstance(net, nn.Module)), None):
         raise GraphError(f"zoo.compare: a network must be a torch.nn.Module, got {other}")
-    modes = {module: module.training for net in nets for module in net.modules()}
     chosen: list[list[Tensor]] = [[], []]
     wanted: list[Tensor] = []
-    try:
+    with modes_kept(*nets):
         for net in nets:
             net.eval()
         total = len(loader) if isinstance(loader, Sized) else None
@@ -60,25 +61,20 @@ def compare_networks(reference: nn.Module, quantized: nn.Module, loader: Iterabl
             wanted.append(_labels(labels, images, logits, i))
             for choices, found in zip(chosen, logits, strict=True):
                 choices.append(found.argmax(1))
-    finally:
-        for module, training in modes.items():
-            module.training = training
     labels_of_all = torch.cat(wanted)
     if not len(labels_of_all):
         raise DataError("test images: every batch is empty; give at least one image")
-    choices = [torch.cat(part) for part in chosen]
-    right = [(choice == labels_of_all).numpy() for choice in choices]
-    drop, low, high = paired_interval(right[0], right[1])
-    tops = [100.0 * float(np.mean(part)) for part in right]
-    agreement = 100.0 * float((choices[0] == choices[1]).double().mean())
-    return Comparison(len(labels_of_all), tops[0], tops[1], drop, (low, high), agreement)
+    before, after = (Scores(choice.numpy(), (choice == labels_of_all).numpy()) for choice in map(torch.cat, chosen))
+    drop, low, high = paired_interval(before.correct, after.correct)
+    agreement = 100.0 * float((before.choice == after.choice).mean())
+    return Comparison(len(labels_of_all), before.top1, after.top1, drop, (low, high), agreement)
 
 
 def _labels(labels: Any, images: Tensor, logits: list[Tensor], number: int) -> Tensor:
     shapes = [list(found.shape) for found in logits]
     if shapes[0] != shapes[1] or len(shapes[0]) != 2:
         raise DataError(f"compare: the networks give {shapes[0]} and {shapes[1]}; both must give [N, classes] alike")
-    if not isinstance(labels, Tensor) or labels.dtype in (torch.bool, torch.complex64) or labels.is_floating_point():
+    if not isinstance(labels, Tensor) or labels.dtype not in _WHOLE:
         raise DataError(f"test images: batch {number} must be images with labels, a tensor of whole numbers [N]")
     if list(labels.shape) != [len(images)]:
         raise DataError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,17 @@ class Scores:
     def top1(self) -> float:
         """Return the share of correct images in percent."""
         return 100.0 * float(self.correct.mean())
+
+
+@contextlib.contextmanager
+def modes_kept(*nets: nn.Module) -> Iterator[None]:
+    """Give each module of the networks its training mode back afterwards, whatever happens."""
+    modes = {module: module.training for net in nets for module in net.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @torch.no_grad()

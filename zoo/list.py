@@ -18,7 +18,7 @@ from zoo.errors import RecipeError
 from zoo.hub import index
 from zoo.paths import recipes_dir, results_dir
 from zoo.results import read_records
-from zoo.seeds import over_seeds
+from zoo.seeds import over_seeds, row_of
 
 
 def describe(folder: Path) -> dict[str, str]:
@@ -92,13 +92,13 @@ def _checkpoints(root: Path) -> str:
     records = read_records(root)
     seeds: dict[tuple[str, ...], list[float]] = {}
     for r in records:
-        seeds.setdefault((r.recipe, r.data.name, r.semantics), []).append(r.top1)
+        seeds.setdefault(row_of(r), []).append(r.top1)
     rows = [
         (
             r.recipe,
             r.bits,
             f"{r.top1:.2f} %",
-            over_seeds(seeds[r.recipe, r.data.name, r.semantics]),
+            over_seeds(seeds[row_of(r)]),
             f"{r.float_top1:.2f} %",
             f"{r.weights_bytes / 1e3:,.0f} kB",
             f"{r.data.name}, {r.data.n:,}",

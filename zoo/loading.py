@@ -18,6 +18,7 @@ from zoo.artifact.checkpoint import Network
 from zoo.artifact.codec import encode
 from zoo.context import Images
 from zoo.errors import ArtifactError, DataError, GraphError, RecipeError, suggest
+from zoo.evaluation import modes_kept
 from zoo.hub import index
 from zoo.hub.fetch import pull
 from zoo.hub.names import is_address
@@ -103,12 +104,8 @@ def quantize_network(
             raise DataError(f"preprocess: {misfit}; mean and std are in pixels of 0..255: those for 0..1 times 255")
         warnings.warn(f"zoo.quantize: no preprocess is given, and the result's own {misfit}; give the mean and std of "
                       "your loader, or preprocess pictures yourself", stacklevel=3)  # fmt: skip
-    modes = {module: module.training for module in model.modules()}
-    try:
+    with modes_kept(model):
         graph, program, semantics, _ = execute(parsed, model, images, {})
-    finally:
-        for module, training in modes.items():
-            module.training = training
     count = classes(program)
     if labels and len(labels) != count:
         raise DataError(f"labels: got {len(labels)}, the network gives {count} classes; name each or none")

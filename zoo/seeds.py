@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zoo.results import Record
+
+
+def row_of(record: Record) -> tuple[str, ...]:
+    """Return what the records of one row have in common: all seeds of a recipe on the same data and arithmetic."""
+    return record.recipe, record.data.name, record.semantics
 
 
 def over_seeds(scores: Sequence[float]) -> str:

@@ -38,11 +38,9 @@ def fold_batchnorm(net: fx.GraphModule) -> fx.GraphModule:
             )
         layers = _layers(node.args[0], modules)
         if layers:
-            start = 0
-            for layer in layers:
-                stop = start + len(layer.weight)
-                _fold(layer, *(part[start:stop] for part in _affine(bn)))
-                start = stop
+            counts = [len(layer.weight) for layer in layers]
+            for layer, *affine in zip(layers, *(torch.split(part, counts) for part in _affine(bn)), strict=True):
+                _fold(layer, *affine)
             node.replace_all_uses_with(node.args[0])
             net.graph.erase_node(node)
             net.delete_submodule(str(node.target))

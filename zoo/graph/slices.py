@@ -21,8 +21,7 @@ def taken(node: fx.Node) -> tuple[fx.Node, int, int]:
     source, index = node.args
     assert isinstance(source, fx.Node)
     if source.target in PARTS and isinstance(index, int):
-        tensor = source.args[0] if source.args else next(iter(source.kwargs.values()))
-        assert isinstance(tensor, fx.Node)
+        tensor = next(node for node in source.all_input_nodes if "tensor_meta" in node.meta)
         start = _starts(source, shape(tensor))[index]
         return tensor, start, start + shape(node)[1]
     before = shape(source)
@@ -50,8 +49,7 @@ def _items(index: Any, rank: int) -> list[Any]:
 
 
 def _starts(parts: fx.Node, before: list[int]) -> list[int]:
-    given = [*parts.args, *parts.kwargs.values()]
-    dim = constants(parts.kwargs.get("dim", given[2] if len(given) > 2 else 0))
+    dim = constants(parts.kwargs.get("dim", parts.args[2] if len(parts.args) > 2 else 0))
     if dim % len(before) != 1:
         raise _refusal(parts, f"{parts.name} along dimension {dim}")
     sizes = [part.shape[1] for part in parts.meta["tensor_meta"]]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
+from zoo.integer.passing import passing
 from zoo.integer.program import Node, Program
 
 
@@ -47,14 +48,10 @@ def shapes(program: Program) -> dict[str, tuple[int, ...]]:
             y = x.mean((2, 3), keepdim=True)
         elif node.op == "avg_pool":
             y = F.avg_pool2d(x, tuple(node.attrs["kernel_size"]), tuple(node.attrs["stride"]))
-        elif node.op == "max_pool":
-            y = F.max_pool2d(x, node.attrs["kernel_size"], node.attrs["stride"], node.attrs["padding"])
-        elif node.op == "flatten":
-            y = x.flatten(1)
-        elif node.op == "slice":
-            if node.attrs["stop"] > x.shape[1]:  # torch takes what there is
+        elif (module := passing(node)) is not None:
+            if node.op == "slice" and node.attrs["stop"] > x.shape[1]:  # torch takes what there is
                 raise ValueError(f"{node.name}: {x.shape[1]} channels have none before {node.attrs['stop']}")
-            y = x[:, node.attrs["start"] : node.attrs["stop"]]
+            y = module(x)
         else:
             y = x
         found[node.name] = tuple(y.shape)
